@@ -1,0 +1,71 @@
+"""Rows/s of one worker, data cached, against a bare torch loop with the same model and data in memory, turn by turn.
+
+python -m benchmarks.train_loop [rounds]      (needs RONDO_DATA with etth1; from the project's root)
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+from datasets.prepare import read_rows
+from models.batch import Batch
+from workflows import cluster
+from workflows.experiment import dataset_of, load
+from workflows.settings import Workers
+from workflows.train import prepare, train
+from workflows.worker import make_model
+
+OVERRIDES = ["training.epochs=2", "model.hidden_size=128"]
+
+
+def bare_epochs(experiment, prepared, threads: int) -> list[float]:
+    """Rows/s of each epoch of a plain loop over the same windows: index, forward, backward, clip, AdamW."""
+    torch.set_num_threads(threads)
+    view = dataset_of(experiment).view(prepared, "train", experiment.task)
+    table = read_rows(prepared.storage, view.part.shards, [None] * len(view.part.shards))
+    steps = torch.from_numpy(table["values"].combine_chunks().flatten().to_numpy().copy()).reshape(-1, view.channels)
+    look, width = view.lookback, view.lookback + view.horizon
+    windows = steps.unfold(0, width, 1).transpose(1, 2)
+    rows, one = int(view.rows.sum()), torch.ones(1)
+    model, _ = make_model(experiment, prepared, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    speeds = []
+    for epoch in range(experiment.training.epochs):
+        order, start = np.random.default_rng(epoch).permutation(rows), time.perf_counter()
+        for first in range(0, rows, experiment.training.batch_size):
+            cut = windows[order[first:first + experiment.training.batch_size]]
+            batch = Batch({"values": cut[:, :look]}, {}, {"target": cut[:, look:]}, one.expand(len(cut)), one)
+            total, weight = model(batch)
+            (total / weight).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), experiment.training.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+        speeds.append(rows / (time.perf_counter() - start))
+    return speeds
+
+
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = load("workflows/experiments/etth1.yaml", [
+            *OVERRIDES, f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"])
+        place = cluster.connect(Workers())
+        prepared = prepare(experiment)
+        ratios = []
+        for _ in range(rounds):
+            ours = [h["train/epoch_rows_per_second"] for h in train(experiment, progress=False)["history"]][-1]
+            bare = bare_epochs(experiment, prepared, place.cpus)[-1]
+            ratios.append(ours / bare)
+            print(f"Rondo {ours:,.0f} rows/s, bare loop {bare:,.0f} rows/s, ratio {ratios[-1]:.3f}", flush=True)
+        cluster.disconnect(place)
+        print(f"median ratio {statistics.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

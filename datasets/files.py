@@ -1,0 +1,383 @@
+"""Raw files: finding them on any storage, and reading tables out of them block by block.
+
+A path is a local file, a folder, a glob (``*``, ``?``, ``[ab]``, and ``**`` for any depth), or a URI of anything that
+pyarrow or fsspec can open (``s3://``, ``gs://``, ``hf://``, ``file://``, ...), with the same globs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import functools
+import io
+import logging
+import os
+import posixpath
+import re
+import urllib.parse
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as pa_csv
+from pyarrow import fs
+from pyarrow import parquet as pq
+
+if TYPE_CHECKING:
+    import ray.data
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CSV, PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")     # CSV only; Parquet compresses inside
+TASK_CPUS = 0.5             # of a task that reads; a step after it with the same number runs in the same task
+BLOCK_BYTES = 4 << 20       # of CSV text parsed at a time
+BLOCK_ROWS = 65_536         # of Parquet decoded at a time
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """One raw file.
+
+    Attributes:
+        uri: absolute local path, or URI.
+        size: bytes.
+        mtime: modification time in nanoseconds; 0 where the storage keeps none.
+    """
+
+    uri: str
+    size: int
+    mtime: int
+
+
+def resolve(path: str, *, suffixes: Collection[str] = ()) -> list[Source]:
+    """The files that `path` stands for, sorted by name.
+
+    Args:
+        path: local path, folder (searched at any depth), glob or URI. Names that start with "." or "_" are left out of
+            folders and globs.
+        suffixes: endings (".csv") that a file of a folder must have; () takes all. A file named in full or by
+            a glob is taken whatever its ending.
+
+    Raises:
+        ValueError: when nothing is there, no file of a folder has the ending, or a file is empty.
+    """
+    if not path:
+        raise ValueError("the path of the data is empty; give a file, a folder, a glob or a URI")
+    place = _open(path)
+    info = place.system.get_file_info(place.root)
+    if info.type == fs.FileType.File:
+        found = [info]
+    elif info.type == fs.FileType.Directory:
+        found = _in_folder(place, suffixes)
+    elif re.search(r"[*?[]", place.root):
+        found = _in_glob(place)
+    else:
+        raise ValueError(f"there is no file or folder {place.uri(place.root)}{_nearest(place)}")
+    for item in found:
+        if item.size == 0:
+            raise ValueError(f"{place.uri(item.path)} is empty (0 bytes); remove it or write it again")
+    return sorted(Source(place.uri(item.path), int(item.size or 0), int(item.mtime_ns or 0)) for item in found)
+
+
+def total_bytes(sources: Iterable[Source]) -> int:
+    """Size of all the files together."""
+    return sum(source.size for source in sources)
+
+
+def open_input(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system that serves `uri` (of a Source), and the path in it."""
+    place = _open(uri)
+    return place.system, place.root
+
+
+def read(sources: Sequence[Source], columns: list[str] | None) -> ray.data.Dataset:
+    """Rows of CSV and Parquet files as a lazy Ray Data dataset: one task a file, streamed in blocks.
+
+    Args:
+        sources: files; the ending says the format: .csv, .tsv (both also compressed, as in .csv.gz), .parquet, .pq.
+        columns: columns to read, in this order; None reads all.
+
+    Returns:
+        Rows with the columns asked for, `__file` (string, the source's uri) and `__row` (int64). CSV values are all
+        strings, so that whoever parses them can name a bad one; Parquet values keep their types. `__row` counts as
+        a person does: in CSV the header is line 1 and the first row line 2 (a record that spans several lines counts
+        as one), in Parquet the first row is 1.
+
+    Raises:
+        ValueError: (while the dataset runs, see `user_errors`) for a file that cannot be read or lacks a column.
+    """
+    import ray.data
+
+    for source in sources:
+        _reader(source.uri)                 # an unknown ending is said now, not by a task
+    rows = ray.data.from_items([{"uri": source.uri} for source in sources], override_num_blocks=len(sources))
+    return rows.map_batches(functools.partial(_read_listed, columns=columns), batch_size=None, batch_format="pyarrow",
+                            num_cpus=TASK_CPUS)
+
+
+def read_blocks(uri: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    """The blocks of one file, as `read` describes them, in this process."""
+    reader = _reader(uri)
+    first = pa.scalar(2 if reader is _csv_blocks else 1, pa.int64())
+    try:
+        for numbers, table in reader(uri, columns):
+            names = pa.array([uri]).take(pa.array(np.zeros(len(table), dtype=np.int64)))
+            yield table.append_column("__file", names).append_column("__row", pc.add(numbers, first))
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{uri} cannot be read: {reason}; repair or remove the file") from error
+
+
+def missing_column(uri: str, wanted: str, names: Sequence[str]) -> ValueError:
+    """The error for a column that a file lacks: names the file, what it has, and the nearest of those."""
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return ValueError(f"{uri} has no column {wanted!r}{hint} Its columns: {', '.join(names)}")
+
+
+def in_task(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Decorate a generator that Ray Data runs, so that the ValueErrors it raises can be told to people.
+
+    Ray pickles an exception's arguments, not its cause, appends advice on retries to messages, and logs all but its
+    own UserCodeException as a fault of Ray: so the error travels as the argument of one.
+    """
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        try:
+            yield from function(*args, **kwargs)
+        except ValueError as error:
+            from ray.exceptions import UserCodeException
+
+            raise UserCodeException(error) from error
+    return run
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """ValueErrors that were raised inside Ray tasks (see `in_task`) leave the block plain, with only their message.
+
+    Use it around whatever makes a dataset run (`take_all`, `iter_batches`, `write_parquet`, ...). Other errors pass
+    unchanged, with their tracebacks.
+    """
+    loggers = [logging.getLogger(f"ray.data.{name}")
+               for name in ("exceptions", "_internal.execution.streaming_executor_state")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)           # they announce what is raised here anyway
+    try:
+        yield
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
+        raise ValueError(message) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def user_message(error: BaseException) -> str | None:
+    """What the ValueError at the bottom of a Ray error says; None where there is none."""
+    from ray.exceptions import RayError
+
+    todo, seen = [error], set[int]()
+    while todo:
+        error = todo.pop()
+        if isinstance(error, ValueError) and not isinstance(error, RayError | pa.ArrowException | UnicodeError):
+            return str(error)
+        seen.add(id(error))
+        inside = [getattr(error, "cause", None), error.__cause__, *error.args]
+        todo += [item for item in inside if isinstance(item, BaseException) and id(item) not in seen]
+    return None
+
+
+# Finding
+
+@dataclass(frozen=True)
+class _Place:
+    """A path in a file system; `before` and `after` a path of that system make it a URI again."""
+
+    system: fs.FileSystem
+    root: str
+    before: str = ""
+    after: str = ""
+
+    def uri(self, path: str) -> str:
+        return f"{self.before}{path}{self.after}"
+
+
+def _open(path: str) -> _Place:
+    scheme, mark, rest = path.partition("://")
+    if not mark:
+        return _Place(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)))
+    if scheme == "file":
+        return _Place(fs.LocalFileSystem(), urllib.parse.unquote(rest))
+    query = re.search(r"\?\w+=.*$", path)               # s3://bucket/key?region=...; any other ? is a glob's
+    after = query.group() if query else ""
+    path = path.removesuffix(after)
+    base = re.split(r"/[^/]*[*?[]", path)[0]            # file systems parse no globs
+    for spelling in (base, f"fsspec+{base}"):           # pyarrow's own file system where it has one
+        try:
+            system, root = fs.FileSystem.from_uri(spelling + after)
+        except (pa.ArrowInvalid, ImportError, ValueError) as error:
+            reason = str(error)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be reached: {error}; "
+                             f"check the address, the credentials and the network") from error
+        else:
+            before = base.removesuffix(root) if base.endswith(root) else f"{scheme}://"
+            return _Place(system, root + path[len(base):], before, after)
+    raise ValueError(f"{path}: no file system is known for {scheme}:// ({reason}); "
+                     f"install the fsspec package that serves it, or use a local path")
+
+
+def _in_folder(place: _Place, suffixes: Collection[str]) -> list[fs.FileInfo]:
+    files = _walk(place.system, place.root, recursive=True)
+    if not files:
+        raise ValueError(f"the folder {place.uri(place.root)} holds no files")
+    kept = [item for item in files if not suffixes or item.path.endswith(tuple(suffixes))]
+    if not kept:
+        names = ", ".join(sorted(item.base_name for item in files)[:5])
+        raise ValueError(f"the folder {place.uri(place.root)} holds no {' or '.join(suffixes)} file, only {names}; "
+                         f"name a file or a glob to say what to read")
+    return kept
+
+
+def _in_glob(place: _Place) -> list[fs.FileInfo]:
+    fixed = posixpath.dirname(re.split(r"[*?[]", place.root)[0]) or "/"
+    deep = "**" in place.root or "/" in place.root[len(fixed):].strip("/")
+    pattern = _glob_regex(place.root.strip("/"))
+    kept = [item for item in _walk(place.system, fixed, recursive=deep) if pattern.fullmatch(item.path.strip("/"))]
+    if not kept:
+        raise ValueError(f"nothing matches {place.uri(place.root)}{_nearest(place)}")
+    return kept
+
+
+def _walk(system: fs.FileSystem, root: str, *, recursive: bool) -> list[fs.FileInfo]:
+    """Files below `root`, hidden ones left out."""
+    selector = fs.FileSelector(root, recursive=recursive, allow_not_found=True)
+    return [item for item in system.get_file_info(selector) if item.type == fs.FileType.File
+            and not re.search(r"/[._]", "/" + item.path.strip("/")[len(root.strip("/")):].lstrip("/"))]
+
+
+def _glob_regex(glob: str) -> re.Pattern[str]:
+    """`**/` any folders, `*` and `?` anything but a slash, `[...]` one of, `[!...]` none of."""
+    rules = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", glob)
+    return re.compile("".join(
+        rules.get(part) or (part.replace("[!", "[^", 1) if i % 2 else re.escape(part)) for i, part in enumerate(parts)),
+        re.DOTALL)
+
+
+def _nearest(place: _Place) -> str:
+    """The end of an error: the nearest name that does exist, or what the deepest existing folder holds."""
+    folder, name, names = place.root.rstrip("/"), "", list[str]()
+    while not names and folder not in ("", "/"):
+        folder, name = posixpath.split(folder)
+        with contextlib.suppress(OSError):
+            selector = fs.FileSelector(folder, allow_not_found=True)
+            names = sorted(item.base_name for item in place.system.get_file_info(selector))
+    if not names:
+        return ""
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"; did you mean {place.uri(posixpath.join(folder, near[0]))}?"
+    return f"; {place.uri(folder)} holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+# Reading
+
+Blocks = Iterator[tuple[pa.Array, pa.Table]]            # numbers of the rows, from 0; the rows
+
+
+def _reader(uri: str) -> Callable[[str, list[str] | None], Blocks]:
+    name = uri.lower()
+    if name.endswith(PARQUET):
+        return _parquet_blocks
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    if name.endswith(CSV):
+        return _csv_blocks
+    raise ValueError(f"{uri}: the ending is none of {', '.join(CSV + PARQUET)} (CSV also with "
+                     f"{', '.join(COMPRESSED)}); rename the file or convert it")
+
+
+@in_task
+def _read_listed(batch: pa.Table, columns: list[str] | None) -> Iterator[pa.Table]:
+    for uri in batch["uri"].to_pylist():
+        yield from read_blocks(uri, columns)
+
+
+def _parquet_blocks(uri: str, columns: list[str] | None) -> Blocks:
+    system, path = open_input(uri)
+    with pq.ParquetFile(system.open_input_file(path)) as file:
+        wanted = _checked(uri, file.schema_arrow.names, columns)
+        row = 0
+        for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=wanted):
+            yield _numbers(row, len(batch)), pa.Table.from_batches([batch]).select(wanted)
+            row += len(batch)
+
+
+def _csv_blocks(uri: str, columns: list[str] | None) -> Blocks:
+    system, path = open_input(uri)
+    delimiter = "\t" if ".tsv" in uri.lower()[-8:] else ","
+    with system.open_input_stream(path, compression="detect") as stream:
+        names = _header(uri, stream, delimiter)
+    wanted = _checked(uri, names, columns)
+    with system.open_input_stream(path, compression="detect") as stream:
+        reader = pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            # Blank lines are read, as rows of empty strings, to keep the count of lines, and left out below.
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True,
+                                              ignore_empty_lines=len(names) == 1),
+            convert_options=pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}))
+        row = 0
+        for batch in reader:
+            numbers, table = _numbers(row, len(batch)), pa.Table.from_batches([batch])
+            row += len(batch)
+            blank = _blank(table)
+            if blank is not None:
+                numbers, table = numbers.filter(pc.invert(blank)), table.filter(pc.invert(blank))
+            yield numbers, table.select(wanted)
+
+
+def _header(uri: str, stream: pa.NativeFile, delimiter: str) -> list[str]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    names = next(csv.reader(text, delimiter=delimiter), [])
+    if not any(names):
+        raise ValueError(f"{uri}, line 1: blank, but names of columns were expected; write them there")
+    return names
+
+
+def _checked(uri: str, names: list[str], columns: list[str] | None) -> list[str]:
+    """The columns to read, once it is certain that the file has each of them exactly once."""
+    wanted = names if columns is None else columns
+    for name in wanted:
+        if name not in names:
+            raise missing_column(uri, name, names)
+        if names.count(name) > 1:
+            raise ValueError(f"{uri} has {names.count(name)} columns named {name!r}; rename all but one")
+    return wanted
+
+
+def _blank(table: pa.Table) -> pa.Array | None:
+    """True where all columns are empty; None (the common case, found at the first column) where no row is."""
+    blank = None
+    for column in table.columns if table.num_columns > 1 else ():
+        empty = pc.equal(column.combine_chunks(), "")
+        blank = empty if blank is None else pc.and_(blank, empty)
+        if not pc.any(blank).as_py():
+            return None
+    return blank
+
+
+def _numbers(first: int, count: int) -> pa.Array:
+    return pa.array(np.arange(first, first + count, dtype=np.int64))

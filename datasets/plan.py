@@ -1,0 +1,166 @@
+"""The order of batches: a pure function of (rows stored, global batch budget, seed, epoch); numpy only.
+
+An epoch visits the shards in a permuted order, in groups that fit a bounded memory (plan windows). Inside a window
+the rows are permuted and cut into global batches; a batch never crosses a window. Which worker reads a row of a
+batch, and when, changes nothing of this, so a run can stop after any batch and go on with other workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, order=True)
+class Cursor:
+    """A place in the plan: the next global batch to train on is batch `batch` of plan window `window` of `epoch`."""
+
+    epoch: int = 0
+    window: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The global batches of one split.
+
+    Attributes:
+        rows: (S,) rows that start in each shard.
+        sizes: (S,) bytes that reading a shard takes.
+        batch_rows: most rows in a global batch.
+        batch_tokens: most steps in a global batch, padding included; None where all rows are equally long.
+        lengths: (R,) steps of each row, in stored order; needed for batch_tokens.
+        seed: of the permutations.
+        window_bytes: the shards of one plan window take at most this (a single larger shard is a window of its own).
+        shuffle: False keeps the stored order, as evaluation does.
+    """
+
+    rows: Ids
+    sizes: Ids
+    batch_rows: int
+    seed: int = 0
+    window_bytes: int = 256 << 20
+    shuffle: bool = True
+    batch_tokens: int | None = None
+    lengths: NDArray[np.int32] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1:
+            raise ValueError(f"training.batch_size={self.batch_rows}; use at least 1")
+        assert self.rows.shape == self.sizes.shape
+        if self.batch_tokens is not None:
+            assert self.lengths is not None and len(self.lengths) == self.total
+            longest = int(self.lengths.max(initial=0))
+            if longest > self.batch_tokens:
+                row = int(self.lengths.argmax())
+                raise ValueError(f"training.batch_tokens={self.batch_tokens} is less than the longest row (row {row}: "
+                                 f"{longest} steps); use at least {longest}, or cut long rows")
+
+    @property
+    def total(self) -> int:
+        """Rows in the split."""
+        return int(self.rows.sum())
+
+    @cached_property
+    def first(self) -> Ids:
+        """(S,) id of each shard's first row; ids count through the shards in stored order."""
+        return np.cumsum(self.rows) - self.rows
+
+    def windows(self, epoch: int) -> list[Ids]:
+        """The shards of each plan window, in the order of the epoch; shards without rows are left out."""
+        order = np.flatnonzero(self.rows)
+        if self.shuffle:
+            order = self._generator(epoch).permutation(order)
+        total = np.cumsum(self.sizes[order])
+        cuts, base = [], 0
+        while base < total.size:                       # a step a window, not a shard
+            used = int(total[base - 1]) if base else 0
+            end = max(base + 1, int(np.searchsorted(total, used + self.window_bytes, side="right")))
+            cuts.append(order[base:end])
+            base = end
+        return cuts
+
+    def batches(self, epoch: int, window: int, shards: Ids) -> Iterator[Ids]:
+        """Row ids of each global batch of a plan window; `shards` is ``windows(epoch)[window]``."""
+        ids = self._rows_of(epoch, window, shards)
+        if self.batch_tokens is None:
+            for start in range(0, ids.size, self.batch_rows):
+                yield ids[start:start + self.batch_rows].astype(np.int64)
+            return
+        assert self.lengths is not None
+        lengths = self.lengths[ids]
+        order = np.argsort(-lengths, kind="stable")    # long rows first; the permutation breaks ties
+        ids, lengths = ids[order], lengths[order]
+        starts = [0]
+        while starts[-1] < ids.size:                   # the first row of a batch is its longest
+            fit = self.batch_tokens // max(1, int(lengths[starts[-1]]))
+            starts.append(min(ids.size, starts[-1] + min(self.batch_rows, fit)))
+        places = np.arange(len(starts) - 1)
+        if self.shuffle:
+            places = self._generator(epoch, window, 1).permutation(places)
+        for i in places:
+            yield ids[starts[i]:starts[i + 1]].astype(np.int64)
+
+    def epoch(self, epoch: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Ids, Ids]]:
+        """(place, shards of its window, row ids) of each global batch of an epoch, from `start` on."""
+        start = start or Cursor(epoch)
+        assert start.epoch == epoch
+        for window, shards in enumerate(self.windows(epoch)):
+            if window < start.window:
+                continue
+            for batch, ids in enumerate(self.batches(epoch, window, shards)):
+                if window > start.window or batch >= start.batch:
+                    yield Cursor(epoch, window, batch), shards, ids
+
+    def _rows_of(self, epoch: int, window: int, shards: Ids) -> NDArray[np.integer[Any]]:
+        """Ids of all rows of `shards`, permuted; 4 bytes a row where that is enough."""
+        counts = self.rows[shards]
+        kind: type[np.integer[Any]] = np.uint32 if self.total < 1 << 32 else np.int64
+        ids: NDArray[Any] = np.arange(int(counts.sum()), dtype=kind)
+        ids += np.repeat((self.first[shards] - (np.cumsum(counts) - counts)).astype(kind), counts)   # wraps, and back
+        if self.shuffle:
+            self._generator(epoch, window, 0).shuffle(ids)
+        return ids
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *key))))
+
+
+def share(batch: Ids, rank: int, world: int, parts: int = 1) -> list[tuple[Ids, NDArray[np.float32]]]:
+    """What worker `rank` of `world` does of a global batch: `parts` micro-batches of (row ids, weights).
+
+    Every worker gets the same number of micro-batches. One that has no row left gets the batch's first row with
+    weight 0, so that it takes part in every exchange and changes nothing.
+    """
+    mine = batch[rank::world]
+    micro = []
+    for ids in np.array_split(mine, parts):
+        weights = np.ones(max(1, ids.size), dtype=np.float32)
+        if not ids.size:
+            ids, weights[:] = batch[:1], 0
+        micro.append((ids, weights))
+    return micro
+
+
+def checksum(ids: NDArray[np.integer[Any]]) -> int:
+    """A sum over rows of a mixed id (splitmix64), modulo 2**64, as a signed number: which rows, in any order."""
+    with np.errstate(over="ignore"):
+        x = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return int((x ^ (x >> np.uint64(31))).sum(dtype=np.uint64).astype(np.int64))
+
+
+def checksum_range(total: int, step: int = 1 << 22) -> int:
+    """``checksum`` of the ids 0..total-1, in bounded memory."""
+    out = 0
+    for start in range(0, total, step):
+        out += checksum(np.arange(start, min(total, start + step), dtype=np.int64))
+    return (out + (1 << 63)) % (1 << 64) - (1 << 63)

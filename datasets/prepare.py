@@ -1,0 +1,242 @@
+"""Raw files -> prepared data: encoded rows in Parquet shards and a manifest, made once by Ray Data, shared by all runs.
+
+A prepared folder is ``<root>/<key>``. The manifest is written last and names every file with its size and sha256, so
+a folder without one is unfinished work that nobody reads. Two runs that prepare the same key at once each write files
+of their own names; whichever manifest comes last is complete by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from datasets.storage import Storage, sha256
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from datasets import RawDataset
+
+FORMAT = 1
+GROUP_BYTES = 1 << 20      # a Parquet row group: the least that is read to fetch a few rows of a shard
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of prepared rows."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    groups: tuple[int, ...]   # rows in each row group
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are stored together: one split, or ``series`` where all splits are ranges of the same series."""
+
+    shards: tuple[Shard, ...]
+    index: pa.Table           # one record a stored row: ``shard``, ``length`` and what else places it (``offset``, ...)
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        values: NDArray[np.int64] = self.index[name].to_numpy().astype(np.int64)
+        return values
+
+    @cached_property
+    def shard_of(self) -> NDArray[np.int64]:
+        """(rows,) number of the shard that holds each stored row; never falls."""
+        return self.column("shard")
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """(S,) number of each shard's first stored row."""
+        rows = np.array([s.rows for s in self.shards], np.int64)
+        return np.cumsum(rows) - rows
+
+    @property
+    def bytes(self) -> int:
+        return sum(s.bytes for s in self.shards)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one manifest names: parts, fitted state, and where they came from."""
+
+    storage: Storage
+    key: str
+    kind: str
+    state: dict[str, Any]
+    parts: dict[str, Part]
+    digest: str               # of the manifest: the same bytes of data give the same digest
+
+
+def cache_key(dataset: RawDataset) -> str:
+    """A name for what `dataset` prepares: of its options, its source files' fingerprints, and the format."""
+    told = {"format": FORMAT, "kind": dataset.kind, "options": dataset.options(),
+            "sources": [(s.uri, s.size, str(s.mtime)) for s in dataset.sources()]}
+    return f"{dataset.kind}-{sha256(json.dumps(told, sort_keys=True, default=str).encode())[:16]}"
+
+
+def prepare(dataset: RawDataset, root: Storage, *, shard_bytes: int = 32 << 20) -> Prepared:
+    """Encode `dataset` below `root`, or load what an earlier run made of the same sources and options.
+
+    Raises:
+        ValueError: what is wrong with the data: file, row, column, value, and what to do.
+    """
+    key = cache_key(dataset)
+    target = root / key
+    if target.exists("manifest.json"):
+        return load(target)
+    token = uuid.uuid4().hex[:8]
+    parts: dict[str, Any] = {}
+    summaries: list[dict[str, Any]] = []
+    try:
+        for name, rows in dataset.encode().items():
+            parts[name], told = _write_part(rows, target, f"{name}-{token}", shard_bytes)
+            summaries += told
+            if not parts[name]["shards"]:
+                source = ", ".join(s.uri for s in dataset.sources()[:3]) or f"dataset.kind={dataset.kind}"
+                raise ValueError(f"{source}: there are no rows to prepare; add some, or name another file")
+        manifest = {"format": FORMAT, "key": key, "kind": dataset.kind, "options": dataset.options(),
+                    "sources": [{"uri": s.uri, "size": s.size, "mtime": s.mtime} for s in dataset.sources()],
+                    "state": dataset.state(summaries), "parts": parts}
+    except ValueError:
+        _clear(target, token)
+        raise
+    target.write("manifest.json", json.dumps(manifest).encode())
+    return load(target)
+
+
+def _clear(target: Storage, token: str) -> None:
+    """Remove what was written of data that turned out to be wrong; a task that still writes may leave a shard."""
+    for name in target.names():
+        if f"-{token}-" in name:
+            target.remove(name)
+    if not target.names():
+        target.delete("")
+
+
+def load(target: Storage) -> Prepared:
+    """Read a prepared folder's manifest and index.
+
+    Raises:
+        ValueError: a file is missing or its bytes are not what the manifest says.
+    """
+    try:
+        manifest = json.loads(target.read("manifest.json"))
+    except ValueError as error:
+        raise ValueError(f"{target.uri}/manifest.json: prepared data is damaged ({error}); delete {target.uri} and "
+                         "prepare again") from None
+    parts = {}
+    for name, part in manifest["parts"].items():
+        data = _checked(target, part["index"])
+        shards = tuple(Shard(**{**s, "groups": tuple(s["groups"])}) for s in part["shards"])
+        parts[name] = Part(shards, pq.read_table(io.BytesIO(data)))
+    content = [s.sha256 for p in parts.values() for s in p.shards]
+    digest = hashlib.sha256(json.dumps([manifest["state"], content], sort_keys=True).encode()).hexdigest()
+    return Prepared(target, manifest["key"], manifest["kind"], manifest["state"], parts, digest[:32])
+
+
+def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArray[np.int64] | None]) -> pa.Table:
+    """Stored rows: all of a shard where wanted is None, else those places in it (whole row groups are fetched).
+
+    Raises:
+        ValueError: a shard that is missing or damaged.
+    """
+    tables = []
+    for shard, places in zip(shards, wanted, strict=True):
+        if places is None:
+            data = _checked(storage, {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256})
+            tables.append(pq.read_table(pa.BufferReader(data), use_threads=False))
+            continue
+        ends = np.cumsum(shard.groups)
+        groups = np.unique(np.searchsorted(ends, places, side="right"))
+        try:
+            with storage.fs.open_input_file(f"{storage.path}/{shard.file}") as source:
+                file = pq.ParquetFile(source, page_checksum_verification=True)
+                table = file.read_row_groups(groups.tolist(), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{storage.uri}/{shard.file}: prepared data cannot be read ({error}); delete "
+                             f"{storage.uri} and prepare again") from None
+        held = np.concatenate([np.arange(ends[g] - shard.groups[g], ends[g]) for g in groups])
+        tables.append(table.take(pa.array(np.searchsorted(held, places))))
+    return pa.concat_tables(tables)
+
+
+def _checked(storage: Storage, told: dict[str, Any]) -> bytes:
+    remedy = f"delete {storage.uri} and prepare again"
+    try:
+        data = storage.read(told["file"])
+    except FileNotFoundError:
+        raise ValueError(f"{storage.uri}/{told['file']}: prepared data is missing; {remedy}") from None
+    if len(data) != told["bytes"] or sha256(data) != told["sha256"]:
+        raise ValueError(f"{storage.uri}/{told['file']}: prepared data is damaged ({len(data)} bytes, "
+                         f"{told['bytes']} expected, or other content); {remedy}")
+    return data
+
+
+def _write_part(rows: ray.data.Dataset, target: Storage, prefix: str, shard_bytes: int) -> tuple[dict[str, Any], Any]:
+    """Write a dataset's rows as shards, in its order; (manifest entry, summaries)."""
+    def write(block: pa.Table) -> Iterator[pa.Table]:
+        for table in _slices(block, shard_bytes):
+            yield _write_shard(table, target, f"{prefix}-{uuid.uuid4().hex}.parquet")
+
+    from datasets.files import user_errors
+    with user_errors():
+        written = rows.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True).to_arrow_refs()
+        import ray
+        tables = [t for t in ray.get(written) if t.num_rows]
+    shards, index, summaries = [], [], []
+    for record in (r for t in tables for r in t.to_pylist()):
+        shards.append(json.loads(record["shard"]))
+        places = pq.read_table(io.BytesIO(record["index"]))
+        index.append(places.append_column("shard", pa.array(np.full(places.num_rows, len(shards) - 1, np.int32))))
+        summaries += json.loads(record["summaries"])
+    if not shards:
+        return {"shards": []}, []
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(index), sink, compression="zstd")
+    data = sink.getvalue()
+    name = f"{prefix}-index.parquet"
+    target.write(name, data)
+    return {"shards": shards, "index": {"file": name, "bytes": data.size, "sha256": sha256(data)}}, summaries
+
+
+def _slices(block: pa.Table, most: int) -> Iterator[pa.Table]:
+    """The block in runs of whole rows of about `most` bytes."""
+    if not block.num_rows:
+        return
+    rows = max(1, int(block.num_rows * most / max(block.nbytes, 1)))
+    for start in range(0, block.num_rows, rows):
+        yield block.slice(start, rows)
+
+
+def _write_shard(table: pa.Table, target: Storage, name: str) -> pa.Table:
+    """Write one shard; a record of its manifest entry, its rows' index and their summaries."""
+    summaries = [json.loads(s) for s in table["summary"].to_pylist() if s] if "summary" in table.column_names else []
+    stored = table.drop_columns([c for c in ("summary",) if c in table.column_names])
+    group = max(1, int(stored.num_rows * GROUP_BYTES / max(stored.nbytes, 1)))
+    sink = pa.BufferOutputStream()
+    pq.write_table(stored, sink, row_group_size=group, compression="zstd", use_dictionary=False,
+                   write_page_checksum=True)
+    data = sink.getvalue()
+    target.write(name, data)
+    groups = [min(group, stored.num_rows - i) for i in range(0, stored.num_rows, group)]
+    places = pa.BufferOutputStream()
+    narrow = [f.name for f in stored.schema if pa.types.is_integer(f.type)]
+    pq.write_table(stored.select(narrow), places, compression="zstd")
+    entry = {"file": name, "rows": stored.num_rows, "bytes": data.size, "sha256": sha256(data), "groups": groups}
+    return pa.table({"shard": [json.dumps(entry)], "index": [places.getvalue().to_pybytes()],
+                     "summaries": [json.dumps(summaries)]})

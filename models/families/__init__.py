@@ -1,0 +1,103 @@
+"""Families: the sequence encoders, one a file. Shapes: B rows, T time, D input size, H output size.
+
+A family is a file of this folder with a function ``build(input_size, *, option: type = default, ...)``.
+The file's name is the family's name; the annotated keyword-only arguments are its options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]   # by name, rows first: (B, ...); contiguous, so that safetensors takes it as it is
+
+
+class Family(nn.Module):
+    """A sequence encoder.
+
+    Attributes:
+        size: H, the width of the output.
+        causal: whether the output at step t depends on steps up to t only.
+    """
+
+    size: int
+    causal: bool
+
+    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None,
+                memory: Tensor | None = None) -> tuple[Tensor, State | None]:
+        """Encode each row.
+
+        Args:
+            x: (B, T, D) float; values in padded steps, NaN included, have no influence.
+            lengths: (B,) int64 on the CPU, each in 1..T.
+            state: what an earlier call returned, to go on from there; None starts anew.
+            memory: what a decoder attends to; no family takes one yet.
+
+        Returns:
+            y (B, T, H), exactly 0 in padded steps; the state after each row's last valid step, or None.
+
+        Raises:
+            ValueError: a state or memory was given that this family cannot use.
+        """
+        raise NotImplementedError
+
+
+def names() -> list[str]:
+    """The known families, sorted: the names of this folder's files."""
+    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+
+
+def module(name: str) -> ModuleType:
+    """The file of a family.
+
+    Raises:
+        ValueError: no such file; the message lists the known families and the nearest one.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"model.family={name!r} is not known; {hint}known families: {', '.join(known)}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def build(name: str, input_size: int, **options: Any) -> Family:
+    """Make a family for inputs of `input_size` features; `options` are those of the file's own `build`."""
+    return cast(Family, module(name).build(input_size, **options))
+
+
+def step_mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """True where a step is not padding: (B, T) bool on x's device, from x (B, T, ...) and lengths (B,) anywhere."""
+    steps = torch.arange(x.shape[1], device=x.device)
+    return steps < lengths.to(x.device, non_blocking=True)[:, None]
+
+
+def padding_mask(x: Tensor, lengths: Tensor) -> Tensor | None:
+    """True where a step is padding: (B, T) bool on x's device; None if no row is padded, for kernels without a mask.
+
+    Lengths are on the CPU, so that the answer does not wait for the device.
+    """
+    assert lengths.device.type == "cpu" and lengths.shape == x.shape[:1], "lengths: (B,) on the CPU"
+    assert int(lengths.min()) >= 1 and int(lengths.max()) <= x.shape[1], "lengths: each in 1..T"
+    return None if int(lengths.min()) == x.shape[1] else ~step_mask(x, lengths)
+
+
+def check_sizes(*, dropout: float, **sizes: int) -> None:
+    """Raise ValueError unless each of `sizes` is at least 1 and `dropout` lies in [0, 1)."""
+    for key, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"model.{key}={value} is too small; use at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"model.dropout={dropout} is no probability below 1; use a value in [0, 1), 0 for none")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...], section: str = "model") -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{section}.{key}={value!r} is not known; use one of {', '.join(choices)}")

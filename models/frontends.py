@@ -1,0 +1,127 @@
+"""Front ends: raw inputs -> steps of features. Shapes: B rows, T time, N targets, C channels stored for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from models.batch import Batch
+from models.families import check_choice
+from models.sequence import Frontend
+
+Normalise = Literal["window", "last", "none"]
+Channels = Literal["independent", "joint"]
+
+
+class Patches(Frontend):
+    """Patches of a multivariate window, after a reversible normalisation of the targets.
+
+    With independent channels every target is a sequence of its own, read by shared weights, with the other channels'
+    patches beside it (Nie et al. 2023, "A Time Series is Worth 64 Words"); jointly, one sequence holds all. Each
+    window's own mean and spread are taken out here and put back by the task's head (Kim et al. 2022, "Reversible
+    Instance Normalization").
+    """
+
+    def __init__(self, spec: Mapping[str, Any], *, patch: int, normalise: Normalise, channels: Channels) -> None:
+        super().__init__()
+        if spec["lookback"] < 1:
+            raise ValueError(f"task.lookback={spec['lookback']} is too small; use at least 1")
+        if patch < 1 or spec["lookback"] % patch:
+            start = min(max(patch, 1), spec["lookback"])
+            near = next(p for far in range(start) for p in (start - far, start + far) if spec["lookback"] % p == 0)
+            raise ValueError(f"model.patch={patch} does not divide task.lookback={spec['lookback']}; "
+                             f"use a divisor such as {near}")
+        check_choice("normalise", normalise, get_args(Normalise))
+        check_choice("channels", channels, get_args(Channels))
+        self.patch, self.normalise, self.independent = patch, normalise, channels == "independent"
+        self.targets, self.observed = spec["targets"], spec["observed"]
+        others = spec["channels"] - self.targets * (2 if self.observed else 1)
+        self.sequences = self.targets if self.independent else 1
+        per_step = (1 if self.independent else self.targets) * (2 if self.observed else 1) + others
+        self.size = patch * per_step
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """values (B, L, C) -> x (B or B*N, L / patch, patch * features); context: shift and spread, each (B, N)."""
+        values = batch.inputs["values"]
+        n = self.targets
+        own, rest = values[..., :n], values[..., n:]
+        seen = None
+        if self.observed:                                        # 1 where a target was measured, the last N channels
+            seen, rest = values[..., -n:], rest[..., :-n]
+        shift, spread = self._statistics(own, seen)
+        own = (own - shift[:, None]) / spread[:, None]           # (B, L, N)
+        if seen is not None:
+            own = own * seen                                     # a missing value is the window's mean
+        rows, steps = values.shape[0], values.shape[1] // self.patch
+        if self.independent:
+            parts = [own.transpose(1, 2)[..., None]]             # (B, N, L, 1)
+            if seen is not None:
+                parts.append(seen.transpose(1, 2)[..., None])
+            if rest.shape[-1]:
+                parts.append(rest[:, None].expand(-1, n, -1, -1))
+            x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        else:
+            x = torch.cat([own, rest] if seen is None else [own, seen, rest], -1)
+        x = x.reshape(rows * self.sequences, steps, self.size)
+        lengths = torch.full((len(x),), steps, dtype=torch.int64)
+        return x, lengths, {"shift": shift, "spread": spread}
+
+    def _statistics(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is subtracted from, and divides, each target of each window: (B, N) twice."""
+        if self.normalise == "none":
+            return torch.zeros_like(own[:, 0]), torch.ones_like(own[:, 0])
+        if seen is None:
+            mean, spread = own.mean(1), own.std(1, unbiased=False)
+            last = own[:, -1]
+        else:
+            count = seen.sum(1).clamp(min=1)
+            mean = (own * seen).sum(1) / count
+            spread = ((own - mean[:, None]).square() * seen).sum(1).div(count).sqrt()
+            last = last_seen(own, seen)
+        return (last if self.normalise == "last" else mean), spread.clamp(min=1e-3)
+
+
+def last_seen(own: Tensor, seen: Tensor) -> Tensor:
+    """(B, N) the last measured value of each target in own (B, L, N); 0 where none was."""
+    step = torch.arange(1, own.shape[1] + 1, device=own.device)[:, None]        # (L, 1)
+    at = (seen * step).amax(1).long()                                           # (B, N), 0: never
+    value = own.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.where(at > 0, value, 0)
+
+
+class Frames(Frontend):
+    """Sequences of frames, given to the family as they are."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.size = spec["channels"]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """values (B, T, C) -> the same, their lengths, nothing."""
+        return batch.inputs["values"], batch.lengths["values"], {}
+
+
+def patches(spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = "window",
+            channels: Channels = "independent") -> Frontend:
+    """Patches of a window of a time series.
+
+    Args:
+        patch: steps that make one step of the family; divides task.lookback. 1 reads every step by itself.
+        normalise: what is taken out of each target of each window, and put back into its forecast: window (its mean,
+            and divided by its spread), last (its last value, and divided by its spread) or none.
+        channels: independent (each target is a sequence of its own, with shared weights) or joint (one sequence).
+    """
+    return Patches(spec, patch=patch, normalise=normalise, channels=channels)
+
+
+def frames(spec: Mapping[str, Any]) -> Frontend:
+    """Sequences of frames as they are stored."""
+    return Frames(spec)
+
+
+def build(name: str, spec: Mapping[str, Any], **options: Any) -> Frontend:
+    """Make the front end of this name for rows as `spec` describes them."""
+    return {"patches": patches, "frames": frames}[name](spec, **options)

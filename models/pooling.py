@@ -1,0 +1,75 @@
+"""Pooling over time, ignoring padding. Shapes: B rows, T time, H size.
+
+Lengths are (B,) int64, each in 1..T, on any device. Values in padded steps, NaN included, have no influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.families import check_choice, step_mask
+
+
+def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
+    """The average of the valid steps: (B, T, H) -> (B, H)."""
+    mask = step_mask(x, lengths)[..., None]                                     # (B, T, 1)
+    return x.masked_fill(~mask, 0).sum(1) / lengths.to(x.device)[:, None]       # a product with the mask keeps NaN
+
+
+def masked_max(x: Tensor, lengths: Tensor) -> Tensor:
+    """The greatest value of each unit over the valid steps: (B, T, H) -> (B, H)."""
+    return x.masked_fill(~step_mask(x, lengths)[..., None], -torch.inf).amax(1)
+
+
+def last_step(x: Tensor, lengths: Tensor) -> Tensor:
+    """The last valid step: (B, T, H) -> (B, H)."""
+    return x[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
+
+
+class AttentionPooling(nn.Module):
+    """A learned weighted average of the valid steps: additive attention without a query (Bahdanau et al. 2015).
+
+    e_t = v^T tanh(W x_t); weights a = softmax(e) over the valid steps; the result is the sum of a_t x_t.
+
+    Args:
+        size: H.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(size, size, bias=False)    # W
+        self.score = nn.Linear(size, 1, bias=False)         # v
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) -> (B, H)."""
+        mask = step_mask(x, lengths)[..., None]                                 # (B, T, 1)
+        x = x.masked_fill(~mask, 0)
+        scores: Tensor = self.score(torch.tanh(self.project(x)))                # (B, T, 1)
+        return (scores.masked_fill(~mask, -torch.inf).softmax(1) * x).sum(1)
+
+
+class Pooling(nn.Module):
+    """A pooling function as a module, for a model that has its pooling as an option."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) -> (B, H)."""
+        return self.function(x, lengths)
+
+
+def build(kind: Literal["mean", "max", "last", "attention"], size: int) -> nn.Module:
+    """A module (x (B, T, H), lengths (B,)) -> (B, H), for steps of `size` units.
+
+    Raises:
+        ValueError: `kind` is not known.
+    """
+    functions = {"mean": masked_mean, "max": masked_max, "last": last_step}
+    check_choice("pooling", kind, (*functions, "attention"))
+    return AttentionPooling(size) if kind == "attention" else Pooling(functions[kind])

@@ -1,0 +1,117 @@
+"""SequenceModel = front end -> family -> task. Shapes: B rows, T steps that the family sees, H its width."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.families import Family, State
+
+Sums = dict[str, tuple[Tensor, Tensor]]     # metric -> (sum, count), scalars; a metric is their quotient
+
+
+@dataclass
+class Encoded:
+    """What a family made of a batch.
+
+    Attributes:
+        y: (R, T, H); R = B, or B times the sequences that the front end made of each row.
+        lengths: (R,) valid steps, on the CPU.
+        context: what the front end hands to the task, by name (the statistics to undo a normalisation, ...).
+        state: of the family after each row's last valid step; None where it has none.
+    """
+
+    y: Tensor
+    lengths: Tensor
+    context: dict[str, Tensor]
+    state: State | None
+
+
+class Frontend(nn.Module):
+    """Raw inputs -> steps of `size` features."""
+
+    size: int
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(x (R, T, size), lengths (R,) on the CPU, context)."""
+        raise NotImplementedError
+
+
+class Baseline(ABC):
+    """A simple method that is fitted in one pass over the training rows, from sums that add over workers."""
+
+    name: str
+
+    @abstractmethod
+    def moments(self, batch: Batch) -> Tensor:
+        """What this batch adds, float64."""
+
+    @abstractmethod
+    def fit(self, moments: Tensor) -> None:
+        """Solve from the sum of all moments."""
+
+    @abstractmethod
+    def metrics(self, batch: Batch) -> Sums:
+        """Sums and counts over the batch."""
+
+
+class Task(nn.Module):
+    """What is predicted: head, loss, metrics, baselines.
+
+    Attributes:
+        primary: the metric whose lowest value is the best model.
+    """
+
+    primary: str
+
+    def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(weighted sum of the rows' losses, sum of their weights), both scalars."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The weight that `loss` will return, without running the model."""
+        raise NotImplementedError
+
+    def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
+        """Sums and counts over the batch; always has ``loss`` and the primary metric."""
+        raise NotImplementedError
+
+    def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
+        """Predictions by name, rows first."""
+        raise NotImplementedError
+
+    def baselines(self, batch: Batch) -> dict[str, Sums]:
+        """The metrics of simple methods that need no training, by their names."""
+        return {}
+
+    def fitted_baselines(self) -> Sequence[Baseline]:
+        """Simple methods that are fitted in one pass."""
+        return []
+
+
+class SequenceModel(nn.Module):
+    """Calling the model gives the loss of a batch, so that whatever wraps it sees the whole computation."""
+
+    def __init__(self, frontend: Frontend, family: Family, task: Task) -> None:
+        super().__init__()
+        self.frontend, self.family, self.task = frontend, family, task
+
+    def encode(self, batch: Batch, state: State | None = None) -> Encoded:
+        """Front end and family."""
+        x, lengths, context = self.frontend(batch)
+        y, state = self.family(x, lengths, state)
+        return Encoded(y, lengths, context, state)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of weighted losses, sum of weights)."""
+        return self.task.loss(self, batch)
+
+
+def full(x: Tensor) -> Tensor:
+    """x in at least fp32: what autocast made bf16 is widened, fp64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

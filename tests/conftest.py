@@ -1,0 +1,20 @@
+"""Shared by all tests: where real data lies, and one thread a process, so that figures do not depend on the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("RONDO_DATA", "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist (set RONDO_DATA)")
+    return folder.resolve()

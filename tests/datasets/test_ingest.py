@@ -1,0 +1,122 @@
+"""Ingest on 1, 2 and 3 real Ray processes: the plan's invariants, cached and streamed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+
+import datasets
+from datasets.ingest import Ingest, cache, configure_ray_data
+from datasets.plan import Cursor, Plan
+from datasets.prepare import prepare
+from datasets.storage import Storage
+
+BEGIN = Cursor()
+TASK = {"kind": "forecast", "lookback": 48, "horizon": 24, "stride": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    configure_ray_data()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=["windows", "rows"])
+def source(request, tmp_path_factory):
+    """(dataset, prepared data in many small shards, plan of the training split)."""
+    root = Storage(tmp_path_factory.mktemp("prepared"))
+    if request.param == "windows":
+        dataset = datasets.build("generated", series=3, days=20)
+        prepared = prepare(dataset, root, shard_bytes=3000)
+    else:
+        dataset = datasets.build("random_sequences", rows=400)
+        prepared = prepare(dataset, root, shard_bytes=2000)
+    view = dataset.view(prepared, "train", TASK)
+    assert len(view.part.shards) >= 3
+    sizes = np.array([s.bytes for s in view.part.shards])
+    tokens = None if view.lengths is None else 300
+    plan = Plan(view.rows, sizes, 32, seed=1, window_bytes=int(sizes.max() * 2), batch_tokens=tokens,
+                lengths=view.lengths if tokens else None)
+    return view, prepared.storage, plan
+
+
+@ray.remote(num_cpus=1)
+def read(ingest, start, epochs):
+    """[(place, row ids of the global batch, own ids with weight, a sum over the inputs)] of every step."""
+    configure_ray_data()
+    found = []
+    for cursor, ids, micro in ingest.steps(start, epochs):
+        own = np.concatenate([m.row_ids.numpy()[m.weights.numpy() > 0] for m in micro])
+        total = sum(float((m.inputs["values"].double().sum((1, 2)) * m.weights).sum()) for m in micro)
+        found.append((cursor, ids.tolist(), own.tolist(), len(micro), total))
+    return found
+
+
+def on_workers(source, world, *, cached, start=BEGIN, epochs=2):
+    view, storage, plan = source
+    refs = cache(view.part, storage) if cached else None
+    one = Ingest(view, storage, plan, world=world, parts=2, cached=refs)
+    return ray.get([read.remote(replace(one, rank=rank), start, epochs) for rank in range(world)])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("cached", [True, False])
+def test_every_row_once_an_epoch_and_equal_steps_on_real_workers(source, world, cached):
+    parts = on_workers(source, world, cached=cached)
+    assert len({len(p) for p in parts}) == 1
+    assert len({tuple(n for *_, n, _ in p) for p in parts}) == 1
+    for epoch in range(2):
+        seen = [i for p in parts for cursor, _, own, _, _ in p if cursor.epoch == epoch for i in own]
+        assert sorted(seen) == list(range(source[2].total))
+
+
+def test_global_batches_do_not_depend_on_workers_or_on_caching(source):
+    alone = [(c, ids) for c, ids, *_ in on_workers(source, 1, cached=True)[0]]
+    for world, cached in ((2, True), (3, False), (1, False)):
+        for part in on_workers(source, world, cached=cached):
+            assert [(c, ids) for c, ids, *_ in part] == alone
+
+
+def test_cached_and_streamed_rows_hold_the_same_numbers(source):
+    kept, streamed = (on_workers(source, 2, cached=c) for c in (True, False))
+    for a, b in zip(kept, streamed, strict=True):
+        assert [total for *_, total in a] == [total for *_, total in b]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_run_resumed_on_other_workers_sees_exactly_the_rows_left(source, before, after, cached):
+    whole = on_workers(source, before, cached=cached)
+    stop = len(whole[0]) * 2 // 3
+    start = whole[0][stop][0]
+    done = [i for p in whole for c, _, own, _, _ in p[:stop] if c.epoch == start.epoch for i in own]
+    left = [i for p in on_workers(source, after, cached=cached, start=start) for c, _, own, _, _ in p
+            if c.epoch == start.epoch for i in own]
+    assert sorted(done + left) == list(range(source[2].total))
+
+
+def test_windows_are_the_runs_of_steps_they_name(source):
+    view, storage, plan = source
+    if view.lengths is not None:
+        pytest.skip("stored rows are no windows")
+    from datasets.prepare import read_rows
+    whole = read_rows(storage, view.part.shards, [None] * len(view.part.shards))
+    reader = view.open(np.arange(whole.num_rows), whole)
+    series = {}
+    for name, values in zip(whole["series"].to_pylist(), whole["values"].to_pylist(), strict=True):
+        series.setdefault(name, []).extend(values)
+    number = 0
+    for s, values in enumerate(series.values()):
+        steps = np.array(values, np.float32).reshape(-1, view.channels)
+        for start in range(view.first[s], view.first[s] + 3 * view.count[s], 3):
+            if number % 17 == 0:
+                fields = reader.take(np.array([number]))
+                np.testing.assert_array_equal(fields["inputs"]["values"][0], steps[start:start + 48])
+                np.testing.assert_array_equal(fields["targets"]["target"][0], steps[start + 48:start + 72, :1])
+            number += 1
+    assert number == plan.total

@@ -1,0 +1,94 @@
+"""The plan's invariants, over drawn row counts, shards, workers, budgets and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.plan import Cursor, Plan, checksum, checksum_range, share
+
+shards = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), min_size=1, max_size=12)
+
+
+@st.composite
+def plans(draw):
+    rows, sizes = map(np.array, zip(*draw(shards), strict=True))
+    tokens = draw(st.none() | st.integers(20, 200))
+    lengths = np.random.default_rng(draw(st.integers(0, 99))).integers(1, 21, rows.sum()).astype(np.int32)
+    return Plan(rows.astype(np.int64), sizes.astype(np.int64), draw(st.integers(1, 50)), draw(st.integers(0, 9)),
+                draw(st.integers(1, 300)), draw(st.booleans()), tokens, None if tokens is None else lengths)
+
+
+def listed(plan, epoch=0, start=None):
+    return [(cursor, ids.tolist()) for cursor, _, ids in plan.epoch(epoch, start)]
+
+
+@given(plans(), st.integers(0, 3), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_every_row_exactly_once_and_equal_steps_for_any_number_of_workers(plan, epoch, world, parts):
+    seen, steps = [], np.zeros(world, int)
+    for _, _, batch in plan.epoch(epoch):
+        for rank in range(world):
+            micro = share(batch, rank, world, parts)
+            steps[rank] += len(micro)
+            for ids, weights in micro:
+                assert ids.size == weights.size > 0
+                seen += ids[weights > 0].tolist()
+    assert sorted(seen) == list(range(plan.total))
+    assert (steps == steps[0]).all()
+    assert sum(map(checksum, (np.array(seen, dtype=np.int64).reshape(-1, 1)))) % 2**64 == checksum_range(
+        plan.total) % 2**64
+
+
+@given(plans(), st.integers(0, 2))
+@settings(max_examples=80, deadline=None)
+def test_batches_stay_inside_their_window_and_budget(plan, epoch):
+    shard_of = np.repeat(np.arange(plan.rows.size), plan.rows)
+    for _, window, ids in plan.epoch(epoch):
+        assert 0 < ids.size <= plan.batch_rows
+        assert set(shard_of[ids]) <= set(window.tolist())
+        assert window.size == 1 or plan.sizes[window].sum() <= plan.window_bytes
+        if plan.batch_tokens is not None:
+            assert ids.size * plan.lengths[ids].max() <= plan.batch_tokens
+
+
+@given(plans(), st.integers(0, 2), st.data())
+@settings(max_examples=80, deadline=None)
+def test_a_resumed_plan_has_exactly_the_batches_that_were_left(plan, epoch, data):
+    whole = listed(plan, epoch)
+    stop = data.draw(st.integers(0, max(0, len(whole) - 1)))
+    if whole:
+        assert listed(replace(plan), epoch, whole[stop][0]) == whole[stop:]
+
+
+@given(plans())
+@settings(max_examples=40, deadline=None)
+def test_order_is_a_function_of_seed_and_epoch(plan):
+    assert listed(plan, 1) == listed(replace(plan), 1)
+    if plan.shuffle and plan.total > 30:
+        assert [b for _, b in listed(plan, 1)] != [b for _, b in listed(plan, 2)]
+        assert [b for _, b in listed(plan, 1)] != [b for _, b in listed(replace(plan, seed=plan.seed + 1), 1)]
+
+
+def test_bucketed_batches_hold_little_padding():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(3, 0.6, 20_000), 1, 400).astype(np.int32)
+    plan = Plan(np.full(20, 1000), np.full(20, 1), 512, batch_tokens=4096, lengths=lengths)
+    used = sum(int(lengths[ids].sum()) for _, _, ids in plan.epoch(0))
+    computed = sum(ids.size * int(lengths[ids].max()) for _, _, ids in plan.epoch(0))
+    assert used / computed >= 0.95
+
+
+def test_a_token_budget_below_the_longest_row_names_the_row():
+    with pytest.raises(ValueError, match=r"batch_tokens=5 .* \(row 1: 9 steps\); use at least 9"):
+        Plan(np.array([2]), np.array([1]), 4, batch_tokens=5, lengths=np.array([3, 9], np.int32))
+
+
+def test_cursors_are_ordered_as_the_plan_is():
+    plan = Plan(np.full(5, 7), np.full(5, 10), 3, window_bytes=20)
+    cursors = [c for c, _, _ in plan.epoch(0)]
+    assert cursors == sorted(cursors) and cursors[0] == Cursor()

@@ -1,0 +1,333 @@
+"""Prepared data: its key, its completeness, and reading it back. Real Ray Data, small files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+import datasets
+from datasets import prepare as preparing
+from datasets.ingest import cache, configure_ray_data
+from datasets.prepare import Prepared, Shard, cache_key, load, prepare, read_rows
+from datasets.storage import Storage
+from workflows.experiment import dataset_of
+from workflows.experiment import load as load_experiment
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    configure_ray_data()
+    yield
+    ray.shutdown()
+
+
+def write(path: Path, *, rows: int = 60, series: tuple[str, ...] = ("a", "b")) -> Path:
+    """A CSV of some series, one after the other, whose values count up: 1000 s + step."""
+    lines = [f"{name},{step},{1000 * s + step}" for s, name in enumerate(series) for step in range(rows)]
+    path.write_text("\n".join(["name,t,y", *lines]) + "\n")
+    return path
+
+
+def numbers(path: Path, **options):
+    given = {"targets": ["y"], "time": "t", "series": "name", "split": {"validation": 10, "test": 10}, "scale": "none"}
+    return datasets.build("timeseries", path=str(path), **given | options)
+
+
+def stored(prepared: Prepared) -> pa.Table:
+    [part] = prepared.parts.values()
+    return read_rows(prepared.storage, part.shards, [None] * len(part.shards))
+
+
+def files(root: Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """200 training rows of unequal length in shards of about 10 rows."""
+    root = Storage(tmp_path_factory.mktemp("many"))
+    return prepare(datasets.build("random_sequences", rows=250), root, shard_bytes=1000)
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    """(storage, three shards of 100 rows in row groups of 3 to 5, all their rows)."""
+    storage = Storage(tmp_path_factory.mktemp("grouped"))
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    values = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(np.arange(ends[-1]), pa.float32()))
+    rows = pa.table({"length": pa.array(lengths, pa.int32()), "values": values})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(preparing, "GROUP_BYTES", 400)
+        made = [preparing._write_shard(rows.slice(start, 100), storage, f"{start}.parquet") for start in (0, 100, 200)]
+    entries = [json.loads(record["shard"][0].as_py()) for record in made]
+    shards = [Shard(**{**entry, "groups": tuple(entry["groups"])}) for entry in entries]
+    assert all(sum(s.groups) == 100 and 20 <= len(s.groups) <= 34 for s in shards)
+    return storage, shards, rows
+
+
+# --- the key -----------------------------------------------------------------------------------------------------
+
+def test_the_key_changes_with_the_files_and_the_options(tmp_path):
+    path = write(tmp_path / "a.csv")
+    key = cache_key(numbers(path))
+    assert key == cache_key(numbers(path))
+    assert key.startswith("timeseries-")
+    others = [numbers(path, **change) for change in (
+        {"scale": "standard"}, {"split": {"validation": 11, "test": 10}}, {"missing": "mask"}, {"season": 7},
+        {"frequency": 1}, {"missing_values": ["?"]}, {"targets": ["y", "name"], "series": None})]
+    assert len({key, *map(cache_key, others)}) == 1 + len(others)
+    os.utime(path, ns=(0, 1))
+    touched = cache_key(numbers(path))
+    write(path, rows=61)
+    os.utime(path, ns=(0, 1))
+    longer = cache_key(numbers(path))
+    moved = cache_key(numbers(path.rename(tmp_path / "b.csv")))
+    assert len({key, touched, longer, moved}) == 4
+
+
+def test_the_key_does_not_change_with_windows_batches_or_storing():
+    def key(*overrides: str) -> str:
+        return cache_key(dataset_of(load_experiment(None, list(overrides))))
+
+    assert key() == key("task.lookback=48", "task.horizon=2", "training.batch_size=7", "dataset.shard_bytes=10",
+                        "dataset.shuffle_bytes=10", "dataset.cache_bytes=0", "model.family=rnn", "model.patch=12")
+    assert key() != key("dataset.days=61")
+    assert key() != key("dataset.seed=1")
+
+
+# --- made once ---------------------------------------------------------------------------------------------------
+
+def test_what_is_prepared_is_not_made_again(tmp_path, monkeypatch):
+    dataset = numbers(write(tmp_path / "a.csv"))
+    root = Storage(tmp_path / "out")
+    first = prepare(dataset, root)
+    before = files(tmp_path / "out")
+    monkeypatch.setattr(type(dataset), "encode", lambda self: pytest.fail("encoded a second time"))
+    second = prepare(dataset, root)
+    assert files(tmp_path / "out") == before
+    assert second.digest == first.digest
+    assert second.state == first.state
+    assert second.parts["series"].shards == first.parts["series"].shards
+    os.utime(tmp_path / "a.csv", ns=(0, 1))
+    with pytest.raises(pytest.fail.Exception, match="encoded a second time"):
+        prepare(dataset, root)
+
+
+def test_the_same_rows_give_the_same_digest_wherever_they_lie(tmp_path):
+    path = write(tmp_path / "a.csv")
+    one, two = (prepare(numbers(path), Storage(tmp_path / name)) for name in "xy")
+    assert one.digest == two.digest
+    assert one.digest != prepare(numbers(path, scale="standard"), Storage(tmp_path / "z")).digest
+
+
+def test_the_manifest_names_every_file_with_size_and_sum(many):
+    manifest = json.loads(many.storage.read("manifest.json"))
+    named = [entry for part in manifest["parts"].values() for entry in [part["index"], *part["shards"]]]
+    assert {entry["file"] for entry in named} == set(many.storage.names()) - {"manifest.json"}
+    for entry in named:
+        data = many.storage.read(entry["file"])
+        assert (len(data), preparing.sha256(data)) == (entry["bytes"], entry["sha256"])
+    assert many.key == many.storage.uri.rpartition("/")[2]
+
+
+# --- never half ---------------------------------------------------------------------------------------------------
+
+def test_a_crash_before_the_manifest_leaves_nothing_that_loads(tmp_path, monkeypatch):
+    dataset, root = numbers(write(tmp_path / "a.csv")), Storage(tmp_path / "out")
+    whole = Storage.write
+
+    def crash(self, name, data):
+        if name == "manifest.json":
+            raise KeyboardInterrupt
+        whole(self, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "write", crash)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(dataset, root)
+    [left] = root.names()
+    assert len((root / left).names()) == 2                       # a shard and an index, but no manifest
+    with pytest.raises(FileNotFoundError):
+        load(root / left)
+    again = prepare(dataset, root)
+    assert sorted(stored(again)["series"].to_pylist()) == ["a", "b"]
+
+
+def test_wrong_data_leaves_no_files_behind(tmp_path):
+    path = write(tmp_path / "a.csv")
+    path.write_text(path.read_text().replace("b,50,1050", "b,50,oops"))
+    with pytest.raises(ValueError, match=r"a.csv, row 112: 'oops' in column 'y' is not a number"):
+        prepare(numbers(path), Storage(tmp_path / "out"))
+    assert files(tmp_path) == ["a.csv"]
+
+
+def test_series_that_contradict_each_other_leave_no_files_behind(tmp_path):
+    path = write(tmp_path / "a.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:61], *(f"c,{2 * step},1" for step in range(60))]) + "\n")
+    with pytest.raises(ValueError, match="series 'a' has frequency 1, series 'c' 2"):
+        prepare(numbers(path), Storage(tmp_path / "out"))
+    assert files(tmp_path) == ["a.csv"]
+    assert not (tmp_path / "out" / cache_key(numbers(path))).exists()
+
+
+def test_a_failed_attempt_leaves_the_files_of_others_alone(tmp_path):
+    path = write(tmp_path / "a.csv", series=("a", "a"))          # times start anew: refused
+    target = Storage(tmp_path / "out") / cache_key(numbers(path))
+    target.write("series-0123abcd-0.parquet", b"of another process that is at work")
+    with pytest.raises(ValueError, match="sort the rows by time"):
+        prepare(numbers(path), Storage(tmp_path / "out"))
+    assert target.names() == ["series-0123abcd-0.parquet"]
+
+
+# --- damage ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def copy(many, tmp_path):
+    """The prepared folder `many`, to be damaged."""
+    for name in many.storage.names():
+        (tmp_path / name).write_bytes(many.storage.read(name))
+    return Storage(tmp_path)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_index_is_refused_by_name(copy, damage):
+    path = next(copy.local.glob("train-*index.parquet"))
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    else:
+        flip(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"{path}: prepared data is (missing|damaged).*delete .* and prepare again"):
+        load(copy)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+@pytest.mark.parametrize("places", [None, np.arange(4)], ids=["all rows", "some rows"])
+def test_a_damaged_shard_is_refused_by_name(copy, damage, places):
+    shard = load(copy).parts["train"].shards[1]
+    path = copy.local / shard.file
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    else:
+        flip(path, 100)                                          # inside the first pages
+    with pytest.raises(ValueError, match=f"{path}: prepared data .*delete .* and prepare again"):
+        read_rows(copy, [shard], [places])
+
+
+def test_no_flipped_byte_of_stored_values_is_read_as_another_value(copy):
+    shard, places = load(copy).parts["train"].shards[0], np.arange(4)
+    path = copy.local / shard.file
+    right, whole = read_rows(copy, [shard], [places]), path.read_bytes()
+    refused, footer = 0, preparing.pq.ParquetFile(path).metadata.serialized_size + 8
+    for at in range(4, len(whole) - footer, 7):
+        flip(path, at)
+        try:
+            assert read_rows(copy, [shard], [places]).equals(right)
+        except ValueError:
+            refused += 1
+        path.write_bytes(whole)
+    assert refused > 50
+
+
+def test_a_damaged_manifest_is_refused_by_name(copy):
+    copy.write("manifest.json", copy.read("manifest.json")[:-5])
+    with pytest.raises(ValueError, match=r"manifest\.json: prepared data is damaged"):
+        load(copy)
+
+
+def test_a_damaged_shard_is_named_through_ray_too(copy):
+    part = load(copy).parts["train"]
+    (copy.local / part.shards[1].file).unlink()
+    with pytest.raises(ValueError, match=f"^{copy.local / part.shards[1].file}: prepared data is missing"):
+        cache(part, copy)
+
+
+# --- reading back -------------------------------------------------------------------------------------------------
+
+def test_small_shards_hold_the_same_rows_in_order(many, tmp_path):
+    large = prepare(datasets.build("random_sequences", rows=250), Storage(tmp_path))
+    assert (len(large.parts["train"].shards), large.state) == (1, many.state)
+    assert len(many.parts["train"].shards) > 10
+    for name, part in many.parts.items():
+        one = read_rows(many.storage, part.shards, [None] * len(part.shards))
+        other = read_rows(large.storage, large.parts[name].shards, [None])
+        assert one.equals(other)
+        assert part.column("length").tolist() == one["length"].to_pylist()
+
+
+def test_the_index_places_every_row_in_its_shard(many):
+    part = many.parts["train"]
+    rows = [s.rows for s in part.shards]
+    assert part.shard_of.tolist() == np.repeat(np.arange(len(rows)), rows).tolist()
+    assert part.first.tolist() == (np.cumsum(rows) - rows).tolist()
+    assert part.bytes == sum(len(many.storage.read(s.file)) for s in part.shards)
+
+
+def test_reading_places_gives_those_rows_of_the_whole(grouped):
+    storage, shards, rows = grouped
+    assert read_rows(storage, shards, [None] * 3).equals(rows)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = np.sort(rng.choice(3, 2, replace=False))
+        places = [np.sort(rng.choice(100, rng.integers(1, 100), replace=False)), None]
+        got = read_rows(storage, [shards[s] for s in chosen], places)
+        expected = np.concatenate([100 * chosen[0] + places[0], 100 * chosen[1] + np.arange(100)])
+        assert got.equals(rows.take(pa.array(expected)))
+
+
+def test_reading_places_fetches_only_their_row_groups(grouped, monkeypatch):
+    storage, shards, rows = grouped
+    fetched = []
+
+    class Counting(preparing.pq.ParquetFile):
+        def read_row_groups(self, groups, **options):
+            fetched.extend(groups)
+            return super().read_row_groups(groups, **options)
+
+    monkeypatch.setattr(preparing.pq, "ParquetFile", Counting)
+    edge = shards[0].groups[0]
+    assert read_rows(storage, shards[:1], [np.array([edge, 99])]).equals(rows.take(pa.array([edge, 99])))
+    assert fetched == [1, len(shards[0].groups) - 1]
+
+
+def test_long_series_are_stored_in_order_with_their_values(tmp_path):
+    prepared = prepare(numbers(write(tmp_path / "a.csv", rows=70)), Storage(tmp_path / "out"), shard_bytes=100)
+    table = stored(prepared)
+    assert len(prepared.parts["series"].shards) == 2             # a row is never cut
+    names = [s["name"] for s in prepared.state["series"]]
+    assert names == table["series"].to_pylist() == ["a", "b"]
+    assert "summary" not in table.column_names
+    assert table["values"].to_pylist() == [[float(x) for x in range(70)], [float(1000 + x) for x in range(70)]]
+
+
+def test_a_part_without_rows_is_refused(tmp_path):
+    class Nothing:
+        kind = "nothing"
+
+        def sources(self):
+            return []
+
+        options = sources
+
+        def encode(self):
+            return {"train": ray.data.from_arrow(pa.table({"length": pa.array([], pa.int32())}))}
+
+    with pytest.raises(ValueError, match="no rows to prepare"):
+        prepare(Nothing(), Storage(tmp_path))
+    assert files(tmp_path) == []

@@ -1,0 +1,141 @@
+"""Files below a folder or URI: whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from datasets.storage import Storage, sha256
+
+
+def test_what_is_written_is_read_back_and_folders_are_made(tmp_path):
+    storage = Storage(tmp_path / "new")
+    storage.write("a/b/c.bin", b"one")
+    storage.write("a/d.bin", pa.py_buffer(b"two"))
+    assert storage.read("a/b/c.bin") == b"one"
+    assert (tmp_path / "new/a/d.bin").read_bytes() == b"two"
+    storage.write("a/d.bin", b"")
+    assert storage.read("a/d.bin") == b""
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    storage = Storage(tmp_path)
+    storage.write("x", b"old")
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, full)
+            with pytest.raises(OSError, match="no space"):
+                storage.write("x", b"new")
+        assert (storage.read("x"), storage.names()) == (b"old", ["x"])
+
+
+def test_a_file_appears_only_once_it_is_whole(tmp_path, monkeypatch):
+    storage, seen = Storage(tmp_path), []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((Path(a).read_bytes(), storage.exists("x"))),
+                                                     replace(a, b)))
+    storage.write("x", b"whole")
+    assert seen == [(b"whole", False)]
+    assert storage.read("x") == b"whole"
+
+
+def test_names_are_those_directly_below_sorted_and_none_of_a_missing_folder(tmp_path):
+    storage = Storage(tmp_path)
+    for name in ("b", "a/deep/er", "c"):
+        storage.write(name, b"")
+    assert storage.names() == ["a", "b", "c"]
+    assert (storage / "a").names() == ["deep"]
+    assert (storage / "nowhere").names() == []
+
+
+def test_exists_is_true_of_files_and_folders(tmp_path):
+    storage = Storage(tmp_path)
+    storage.write("a/b", b"")
+    assert storage.exists("a")
+    assert storage.exists("a/b")
+    assert not storage.exists("a/c")
+
+
+def test_delete_removes_a_folder_and_remove_a_file_and_neither_minds_that_there_is_none(tmp_path):
+    storage = Storage(tmp_path)
+    storage.write("a/b/c", b"")
+    storage.write("a/d", b"")
+    storage.write("keep", b"")
+    storage.delete("a/b")
+    assert (storage / "a").names() == ["d"]
+    storage.remove("a/d")
+    storage.delete("a")
+    storage.delete("a")
+    storage.remove("nothing")
+    assert storage.names() == ["keep"]
+
+
+def test_reading_what_is_not_there_is_a_file_not_found_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Storage(tmp_path).read("x")
+
+
+def test_put_copies_a_folder_with_its_folders(tmp_path):
+    for name in ("one", "deep/two"):
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_text(name)
+    storage = Storage(tmp_path / "to")
+    storage.put(tmp_path / "from", "copy")
+    assert storage.read("copy/one") == b"one"
+    assert storage.read("copy/deep/two") == b"deep/two"
+    assert (storage / "copy").names() == ["deep", "one"]
+
+
+def test_a_relative_folder_is_fixed_when_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage = Storage("runs")
+    monkeypatch.chdir("/")
+    storage.write("x", b"here")
+    assert (tmp_path / "runs/x").read_bytes() == b"here"
+    assert (storage.uri, storage.local) == (str(tmp_path / "runs"), tmp_path / "runs")
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Storage("~/runs").local == tmp_path / "runs"
+
+
+def test_a_file_uri_is_the_local_folder(tmp_path):
+    storage = Storage(f"file://{tmp_path}/my%20runs") / "one"
+    assert storage.local == tmp_path / "my runs/one"
+    storage.write("x", b"1")
+    assert Storage(tmp_path / "my runs" / "one").read("x") == b"1"
+
+
+def test_a_folder_below_keeps_the_uri(tmp_path):
+    assert (Storage(f"file://{tmp_path}/") / "a/b").uri == f"file://{tmp_path}/a/b"
+    assert repr(Storage(tmp_path) / "a") == f"Storage({str(tmp_path / 'a')!r})"
+
+
+def test_storage_that_is_no_disk_has_no_local_folder_and_works_the_same():
+    storage = Storage("mock://bucket")                 # pyarrow's own file system in memory, a new one each time
+    assert storage.local is None
+    storage.fs.create_dir(f"{storage.path}/a")
+    storage.write("a/x", b"1")
+    assert storage.read("a/x") == b"1"
+    assert (storage.exists("a/x"), storage.exists("a/y"), storage.names()) == (True, False, ["a"])
+    storage.remove("a/x")
+    assert not storage.exists("a/x")
+    storage.delete("a")
+    assert storage.names() == []
+
+
+@pytest.mark.parametrize("uri", ["nosuch://host/folder", "s4://bucket", "://x"])
+def test_an_unknown_scheme_is_refused_by_name(uri):
+    with pytest.raises(ValueError, match="not a folder or URI that can be opened"):
+        Storage(uri)
+
+
+def test_sha256_is_that_of_the_bytes():
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(pa.py_buffer(b"abc")) == sha256(b"abc")

@@ -1,0 +1,132 @@
+"""Real kills: the run goes on, and ends in the same weights to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+COMMON = ["training.epochs=2", "training.checkpoint_steps=10", "training.batch_size=64", "workers.cpus=1",
+          "model.hidden_size=32"]
+
+
+def command(folder, *more):
+    return [sys.executable, "-m", "workflows", "train", *COMMON, f"storage={folder}/runs",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db", "--json", *more]
+
+
+def start(folder, *more):
+    return launch(folder, command(folder, *more))
+
+
+def start_with_cpus(folder, cpus, *more):
+    """The same from Python, in a Ray that was told it has so many CPUs."""
+    overrides = [w for w in command(folder, *more)[4:] if "=" in w]
+    script = (f"import json, ray; ray.init(address='local', num_cpus={cpus}, include_dashboard=False, "
+              f"log_to_driver=False)\nfrom workflows.train import train\n"
+              f"print(json.dumps(train(None, overrides={overrides!r})))")
+    return launch(folder, [sys.executable, "-c", script])
+
+
+def launch(folder, words):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    with open(f"{folder}/stderr", "a") as errors:
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+
+
+def finish(process, folder):
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, Path(f"{folder}/stderr").read_text()[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def wait_for_checkpoint(folder, step, seconds=120):
+    """Until a checkpoint of `step` or a later one is complete."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done = [int(p.parent.name[5:]) for p in Path(folder).glob("runs/demand-*/checkpoints/step-*/manifest.json")]
+        if done and max(done) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint of step {step}: {Path(f'{folder}/stderr').read_text()[-2000:]}")
+
+
+def workers_of(process):
+    return [p for p in psutil.Process(process.pid).children(recursive=True)
+            if p.is_running() and "RayTrainWorker" in "".join(p.cmdline())]
+
+
+def weights(result):
+    return (Path(result["bundle"]) / "model.safetensors").read_bytes()
+
+
+def points(folder, result):
+    """Steps of each metric as MLflow has them."""
+    from workflows.tracking import connect
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    return {k: [p.step for p in client.get_metric_history(result["run_id"], k)]
+            for k in ("train/loss", "train/step_loss")}
+
+
+def killed_worker_run(process, folder, count):
+    wait_for_checkpoint(folder, 20)
+    victims = workers_of(process)
+    assert len(victims) == count
+    victims[-1].kill()
+    return finish(process, folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return finish(start(folder, "workers.count=2"), folder)
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, tmp_path):
+    result = killed_worker_run(start(tmp_path, "workers.count=2"), tmp_path, 2)
+    assert weights(result) == weights(undisturbed)
+    assert result["steps"] == undisturbed["steps"]
+    for steps in points(tmp_path, result).values():
+        assert steps == sorted(set(steps))                      # replayed steps are recorded once
+
+
+def test_a_killed_driver_is_resumed_to_the_same_weights(tmp_path):
+    whole = finish(start(tmp_path), tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    process = start(broken)
+    wait_for_checkpoint(broken, 20)
+    process.kill()
+    process.wait()
+    result = finish(start(broken, "--resume"), broken)
+    assert weights(result) == weights(whole)
+    assert len(list(broken.glob("runs/demand-*"))) == 1
+    for steps in points(broken, result).values():
+        assert steps == sorted(set(steps))
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_resume(tmp_path):
+    process = start(tmp_path, "training.epochs=50")
+    wait_for_checkpoint(tmp_path, 10)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    said = (tmp_path / "stderr").read_text()
+    assert process.returncode == 130 and "--resume demand-" in said and "Traceback" not in said
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_three_workers_one_killed_end_in_the_same_weights(tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "broken"]
+    for folder in folders:
+        folder.mkdir()
+    whole = finish(start_with_cpus(folders[0], 3, "workers.count=3"), folders[0])
+    broken = killed_worker_run(start_with_cpus(folders[1], 3, "workers.count=3"), folders[1], 3)
+    assert weights(broken) == weights(whole)

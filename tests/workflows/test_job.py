@@ -1,0 +1,278 @@
+"""Jobs for real: a head with token authentication, and jobs submitted from a copy of the source that changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workflows import cluster
+from workflows.experiment import load
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SMALL = ["training.epochs=1", "model.hidden_size=16", "workers.count=1"]
+IGNORED = [".venv/lib", ".git/objects", "runs/demand-1", "data/etth1", "mlruns/0", "mlartifacts/1", "build/lib",
+           "workflows/__pycache__"]
+MARK = """
+import os
+
+def seen():
+    return {"mark": "first", "file": __file__, "pid": os.getpid()}
+"""
+WORKER = """
+
+_work = work
+
+def work(job):
+    from workflows.mark import seen
+    job.run.write("worker.json", json.dumps(seen()).encode())
+    return _work(job)
+"""
+DRIVER = """
+
+_inner = {name}
+
+def {name}(*args, **kwargs):
+    from workflows.mark import seen
+    return {{**_inner(*args, **kwargs), "seen": seen()}}
+"""
+
+
+@dataclass
+class Finished:
+    """A job that ended: exit status of the client, what the client printed, what the job printed."""
+
+    code: int
+    said: str
+    log: str
+
+    def json(self):
+        assert self.code == 0, self.said
+        return json.loads(self.log.splitlines()[-1])
+
+
+@dataclass
+class Head:
+    """A cluster of one node on this machine, and a copy of the source to submit from.
+
+    Attributes:
+        folder: of everything; source: the copy; files: in it, to be uploaded.
+        environment: of the head; a client needs more.
+        dashboard: its port.
+        session: of the processes that the head started.
+    """
+
+    folder: Path
+    source: Path
+    files: set[str]
+    environment: dict[str, str]
+    dashboard: int
+    session: int = 0
+
+    def start(self, ports):
+        port, agent, client = ports
+        words = [BIN / "ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", port, "--num-cpus", "2",
+                 "--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard, "--disable-usage-stats",
+                 "--dashboard-agent-listen-port", agent, "--ray-client-server-port", client,
+                 "--min-worker-port", 0, "--max-worker-port", 0]
+        with open(self.folder / "start.log", "w") as log:
+            process = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, env=self.environment,
+                                       start_new_session=True)
+            self.session = process.pid
+            assert process.wait(timeout=120) == 0, (self.folder / "start.log").read_text()
+
+    def submit(self, name, *words, timeout=200):
+        """Submit from the copy of the source as README says, and wait for the end."""
+        environment = {**self.environment, "RAY_AUTH_MODE": "token",
+                       "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
+        done = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--working-dir", ".", "--",
+             "python", "-m", "workflows", *words], cwd=self.source, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        log = self.folder / f"ray/session_latest/logs/job-driver-{name}.log"
+        return Finished(done.returncode, done.stdout, log.read_text() if log.exists() else "")
+
+    def processes(self):
+        """All that the head started and that still runs; jobs' drivers are in sessions of their own below it."""
+        found = set()
+        if not self.session:                                 # it never started; threads of the kernel have session 0
+            return found
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.session:
+                    found |= {process, *process.children(recursive=True)}
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return {p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
+
+    def stop(self):
+        """End what it started and nothing else, which `ray stop` would."""
+        end = time.monotonic() + 20
+        while left := self.processes():
+            assert time.monotonic() < end, left
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=5)
+
+    def ask(self, path, token):
+        """What the dashboard answers."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.dashboard}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+def copy_source(to):
+    """The files of the checkout that git does not ignore, made to tell who runs them; and large files to be ignored."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, to / name)
+    (to / "workflows/mark.py").write_text(MARK)
+    for name, more in {"worker": WORKER, "train": DRIVER.format(name="train"),
+                       "evaluate": DRIVER.format(name="evaluate")}.items():
+        with open(to / f"workflows/{name}.py", "a") as file:
+            file.write(more)
+    expected = files_of(to)
+    for folder in IGNORED:
+        (to / folder).mkdir(parents=True, exist_ok=True)
+        (to / folder / "large.bin").write_bytes(bytes(3 << 20))
+    (to / "mlflow.db").write_bytes(bytes(3 << 20))
+    return expected
+
+
+def files_of(folder):
+    return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
+
+
+def free_ports(count):
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def head():
+    folder = Path(tempfile.mkdtemp(prefix="rondo-job-", dir="/tmp")).resolve()   # short: sockets' names are limited
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RONDO_", "PYTHON"))}
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_TMPDIR": str(folder),
+                    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    dashboard, *ports = free_ports(4)
+    made = Head(folder, folder / "source", copy_source(folder / "source"), environment, dashboard)
+    try:
+        made.start(ports)
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(head):
+    """The first job."""
+    done = head.submit("first", "train", *SMALL, f"storage={head.folder}/runs",
+                       f"tracking.uri=sqlite:///{head.folder}/mlflow.db", "--json")
+    return done.json()
+
+
+def test_a_job_trains_and_leaves_its_bundle(head, trained):
+    assert Path(trained["bundle"], "model.safetensors").is_file() and trained["steps"] > 0
+    assert trained["bundle"].startswith(f"{head.folder}/runs/")
+
+
+def test_driver_and_worker_are_two_processes_that_run_the_uploaded_source(head, trained):
+    worker = json.loads(Path(trained["bundle"], "../worker.json").read_text())
+    driver = trained["seen"]
+    assert worker["file"] == driver["file"] and worker["mark"] == driver["mark"] == "first"
+    assert worker["file"].startswith(f"{head.folder}/ray/")           # not the source, nor the checkout
+    assert worker["pid"] != driver["pid"]
+
+
+def test_the_upload_is_all_of_the_source_and_nothing_else(head, trained):
+    uploaded = Path(trained["seen"]["file"]).parents[1]
+    assert files_of(uploaded) == head.files
+    assert sum((uploaded / f).stat().st_size for f in files_of(uploaded)) < 1.9e6             # sent uncompressed
+
+
+def test_a_finished_job_leaves_no_process(head, trained):
+    names = {p: " ".join(p.cmdline()) for p in head.processes()}
+    assert any("raylet" in n for n in names.values())
+    left = [n for n in names.values() if any(w in n for w in ("-m workflows", "RayTrainWorker", "Controller", "Track"))]
+    assert not left
+
+
+def test_a_second_job_with_changed_source_evaluates_the_bundle_and_finds_its_run(head, trained):
+    (head.source / "workflows/mark.py").write_text(MARK.replace("first", "second"))
+    found = head.submit("second", "evaluate", trained["bundle"], "--json").json()
+    assert found["seen"]["mark"] == "second" and found["seen"]["file"] != trained["seen"]["file"]
+    assert found["run_id"] == trained["run_id"] and len(found["run_id"]) == 32
+    expected = {k: v for k, v in trained["metrics"].items() if k.startswith("test/")}
+    assert found["metrics"] == pytest.approx(expected, abs=1e-6) and "test/mse" in expected
+
+
+def test_a_run_at_home_does_not_join_a_head_of_this_machine(head, trained):
+    """RAY_TMPDIR is where the head is written down, so Ray would find it here."""
+    token = (head.folder / "token").read_text()
+    jobs = len(head.ask("/api/jobs/", token))
+    done = subprocess.run([sys.executable, "-m", "workflows", "evaluate", trained["bundle"], "--json"], cwd=head.source,
+                          env=head.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["seen"]["file"] == str(head.source / "workflows/mark.py") and found["run_id"] == trained["run_id"]
+    assert found["metrics"]["test/mse"] == pytest.approx(trained["metrics"]["test/mse"], abs=1e-6)
+    assert len(head.ask("/api/jobs/", token)) == jobs                            # drivers that joined count too
+
+
+def test_relative_paths_are_refused_under_a_job_with_the_remedy(head):
+    done = head.submit("third", "train", "workflows/experiments/etth1.yaml")
+    assert done.code != 0 and "exit code 2" in done.said
+    for words in ("storage='runs'", "tracking.uri='mlflow.db'", "dataset.path='data/etth1/ETTh1.csv'",
+                  "give absolute paths or URIs", "storage=/shared/runs", "RONDO_DATA=/absolute/folder"):
+        assert words in done.log
+    assert "Traceback" not in done.log
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 401), ("wrong", 403)])
+def test_the_head_refuses_a_client_without_its_token(head, token, status):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        head.ask("/api/jobs/", token)
+    assert refused.value.code == status
+
+
+@pytest.mark.parametrize("path", ["data.csv", {"train": "/data/train.csv", "test": "test.csv"}])
+def test_paths_of_every_shape_are_checked_under_a_job(path, monkeypatch):
+    def experiment(path):
+        return load({"name": "x", "dataset": {"kind": "timeseries", "path": path, "targets": ["y"],
+                                              "split": {"validation": 0.2}},
+                     "task": {"kind": "forecast", "lookback": 24, "horizon": 24}, "model": {"family": "gru"},
+                     "storage": "s3://bucket/runs", "tracking": {"uri": "http://host:5000"}})
+
+    cluster.check_paths(experiment(path))                                        # at home they are fine
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    cluster.check_paths(experiment("/data/all.csv"))
+    with pytest.raises(ValueError, match=r"dataset\.path(\.test)?='\w+\.csv': relative paths") as refused:
+        cluster.check_paths(experiment(path))
+    assert "storage='" not in str(refused.value) and "train.csv" not in str(refused.value)

@@ -1,0 +1,152 @@
+"""A whole run, in this process and in Ray Train's own: record, pictures, bundle, predictions."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pytest
+import ray
+from click.testing import CliRunner
+
+from workflows.__main__ import main
+from workflows.experiment import load
+from workflows.train import train
+
+SMALL = ["training.epochs=2", "model.hidden_size=16", "dataset.series=2", "dataset.days=30", "training.log_steps=5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield tmp_path_factory.mktemp("train")
+    ray.shutdown()
+
+
+def overrides(folder, *more):
+    return [*SMALL, f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db", *more]
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return train(None, overrides=overrides(folder), progress=False)
+
+
+def record(folder, run_id):
+    from workflows.tracking import connect
+    return connect(f"sqlite:///{folder}/mlflow.db"), run_id
+
+
+def test_the_result_names_metrics_as_mlflow_has_them(folder, result):
+    client, run_id = record(folder, result["run_id"])
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    for name in ("train/loss", "validation/mse", "test/mse", "test/mae", "test/mase", "test/smape", "test/coverage"):
+        assert run.data.metrics[name] == pytest.approx(result["metrics"][name], rel=1e-6), name
+    assert run.data.metrics["baseline/naive/test/mse"] == pytest.approx(result["baselines"]["naive"]["test/mse"])
+    assert run.data.params["model.family"] == "gru" and run.data.params["training.epochs"] == "2"
+    times = {"time/data_ms", "time/compute_ms", "time/communication_ms"}
+    assert {*times, "train/learning_rate"} <= run.data.metrics.keys()
+    steps = [p.step for p in client.get_metric_history(run_id, "validation/mse")]
+    assert steps == [h["step"] for h in result["history"]]
+    assert run.inputs.dataset_inputs[0].dataset.digest
+
+
+def test_pictures_experiment_and_bundle_are_on_record(folder, result):
+    client, run_id = record(folder, result["run_id"])
+    found = {a.path for top in ("", "pictures", "bundle") for a in client.list_artifacts(run_id, top)}
+    assert {"experiment.yaml", "pictures/learning_curve.png", "pictures/forecasts.png", "bundle/bundle.json"} <= found
+
+
+def test_the_model_beats_the_naive_forecast_and_not_what_is_reachable(result):
+    assert result["best_reachable"]["mse"] < result["metrics"]["test/mse"] < result["baselines"]["naive"]["test/mse"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, result):
+    again = train(None, overrides=overrides(folder), progress=False)
+    other = train(None, overrides=overrides(folder, "training.seed=1"), progress=False)
+    weights = [(Path(r["bundle"]) / "model.safetensors").read_bytes() for r in (result, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_two_workers_of_ray_train_reach_what_one_reaches(folder, result):
+    two = train(None, overrides=overrides(folder, "workers.count=2"), progress=False)
+    assert two["steps"] == result["steps"]
+    assert two["metrics"]["test/mse"] == pytest.approx(result["metrics"]["test/mse"], rel=0.02)
+    client, run_id = record(folder, two["run_id"])
+    assert client.get_run(run_id).data.metrics["time/communication_ms"] > 0
+
+
+def test_streamed_training_ends_in_the_weights_of_cached_training(folder, result):
+    streamed = train(None, overrides=overrides(folder, "dataset.cache_bytes=0"), progress=False)
+    assert (Path(streamed["bundle"]) / "model.safetensors").read_bytes() == \
+        (Path(result["bundle"]) / "model.safetensors").read_bytes()
+
+
+def test_a_storage_uri_works_as_a_folder_does(folder, result):
+    by_uri = train(None, overrides=[*overrides(folder), f"storage=file://{folder}/by_uri"], progress=False)
+    assert by_uri["metrics"] == result["metrics"]
+
+
+@pytest.mark.parametrize("option", ["schedule=plateau", "schedule=constant", "precision=bf16", "precision=fp64",
+                                    "accumulate=2", "clip=0"])
+def test_every_choice_of_the_loop_trains(folder, option):
+    found = train(None, overrides=overrides(folder, "training.epochs=1", f"training.{option}"), progress=False)
+    assert np.isfinite(found["metrics"]["test/mse"])
+
+
+def test_patience_ends_training_and_the_best_epoch_is_kept(folder):
+    found = train(None, overrides=overrides(folder, "training.epochs=30", "training.patience=2",
+                                            "training.learning_rate=0.1"), progress=False)
+    judged = [h["validation/mae"] for h in found["history"]]
+    assert len(judged) < 30 and judged.index(min(judged)) == len(judged) - 3
+    assert found["metrics"]["validation/mae"] == pytest.approx(min(judged), rel=1e-6)
+
+
+def test_a_diverged_run_says_what_to_look_at_and_is_recorded_as_failed(folder):
+    words = ["train", *overrides(folder, "training.learning_rate=1e30", "training.clip=0", "name=diverged",
+                                 "training.schedule=constant", "training.warmup=0")]
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == 1 and re.search(r"gradient is (nan|inf).*training.learning_rate", found.stderr)
+    from workflows.tracking import connect
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("diverged").experiment_id])
+    assert [r.info.status for r in runs] == ["FAILED"]
+
+
+def test_evaluate_gives_the_metrics_of_the_run(folder, result):
+    found = CliRunner().invoke(main, ["evaluate", result["bundle"], "--json"])
+    assert found.exit_code == 0, found.stderr
+    told = json.loads(found.stdout.splitlines()[-1])
+    assert told["run_id"] == result["run_id"] and told["rows"] > 100
+    for name, value in told["metrics"].items():
+        assert value == pytest.approx(result["metrics"][name], rel=1e-5)
+
+
+def test_predict_forecasts_what_comes_after_new_rows(folder, result, tmp_path):
+    from datasets import generated
+    from datasets.timeseries import labels
+    lines = ["time,place,demand,temperature"]
+    for place in (0, 7):                                        # 7: a place that training never had
+        times, demand, temperature = generated.build(series=8, days=30).rows(place)
+        lines += [f"{t},place-{place:02d},{d},{w}" for t, d, w in
+                  zip(labels(times, "%Y-%m-%d %H:%M:%S"), demand, temperature, strict=True)]
+    (tmp_path / "new.csv").write_text("\n".join(lines) + "\n")
+    found = CliRunner().invoke(main, ["predict", result["bundle"], str(tmp_path / "new.csv"), "-o",
+                                      str(tmp_path / "out.csv")])
+    assert found.exit_code == 0, found.stderr
+    table = pyarrow.csv.read_csv(tmp_path / "out.csv")
+    assert table.column_names == ["place", "time", "demand", "demand_q0.1", "demand_q0.9"]
+    assert table.num_rows == 48 and str(table["time"][0]) == "2024-01-31 00:00:00"
+    low, middle, high = (table[c].to_numpy() for c in ("demand_q0.1", "demand", "demand_q0.9"))
+    assert (low <= middle).all() and (middle <= high).all() and middle.min() > 0
+
+
+@pytest.mark.parametrize("name", ["article_rnn", "article_lstm", "article_attention"])
+def test_the_articles_samples_learn(folder, name):
+    found = train(load(f"workflows/experiments/{name}.yaml", [
+        "training.epochs=2", f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"]), progress=False)
+    assert found["metrics"]["test/mse"] < 0.5 * found["baselines"]["mean"]["test/mse"]

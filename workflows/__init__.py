@@ -1,0 +1,1 @@
+"""Experiments, training on Ray, tracking, and the commands."""

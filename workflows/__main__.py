@@ -1,0 +1,145 @@
+"""python -m workflows COMMAND EXPERIMENT-or-BUNDLE [key=value ...]"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
+VERBOSE = click.option("--verbose", is_flag=True, help="Leave Ray's own messages, and tracebacks, on.")
+
+
+def command(group: click.Group, name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command whose mistakes end in one message and an exit code: 2 the user's, 130 Ctrl-C, 1 others."""
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def run(*args: Any, as_json: bool = False, verbose: bool = False, **kwargs: Any) -> None:
+            start = time.time()
+            try:
+                result = function(*args, verbose=verbose, **kwargs)
+            except KeyboardInterrupt:
+                _fail("stopped", 130)
+            except Exception as error:
+                _fail_by(error, verbose)
+            if as_json and result is not None:
+                click.echo(json.dumps({**result, "wall_seconds": round(time.time() - start, 2)}))
+        text = f"{function.__doc__}\n\n\b\nExample:\n  {example}"
+        return group.command(name, help=text)(JSON(VERBOSE(run)))
+    return decorate
+
+
+def _fail_by(error: Exception, verbose: bool) -> None:
+    from workflows.tracking import mask
+    if verbose:
+        traceback.print_exc()
+    kind = type(error).__name__
+    if isinstance(error, ValueError):
+        _fail(mask(str(error)), 2)
+    if kind == "Interrupted":
+        _fail(str(error), 130)
+    if kind == "Diverged":
+        _fail(str(error), 1)
+    _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(f"error: {text}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Rondo: train sequence models with Ray.
+
+    \b
+    EXPERIMENT is a YAML file (see workflows/experiments/); without one, the default on embedded data.
+    key=value changes one option, such as model.family=lstm training.epochs=3.
+    """
+
+
+EXPERIMENT = click.argument("words", nargs=-1, metavar="[EXPERIMENT] [KEY=VALUE]...")
+
+
+def _split(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
+    """The experiment, if one is named, and the overrides."""
+    files = [w for w in words if "=" not in w]
+    if len(files) > 1:
+        raise ValueError(f"one experiment at a time, not {len(files)}: {', '.join(files)}; options are key=value")
+    return (files[0] if files else None), [w for w in words if "=" in w]
+
+
+@EXPERIMENT
+@click.option("--resume", is_flag=False, flag_value="latest", default=None, metavar="[RUN]",
+              help="Continue a run: its name or folder, or without one the newest unfinished run of this experiment.")
+def train(words: tuple[str, ...], resume: str | None, verbose: bool) -> dict[str, Any]:
+    """Train a model, and leave a bundle, pictures and an MLflow run."""
+    from workflows.train import train as run
+    if resume is not None and ("=" in resume or resume.endswith((".yaml", ".yml"))):     # --resume took the next word
+        words, resume = (resume, *words), "latest"
+    experiment, overrides = _split(words)
+    return run(experiment, overrides=overrides, resume=resume, verbose=verbose)
+
+
+@EXPERIMENT
+def prepare(words: tuple[str, ...], verbose: bool) -> dict[str, Any]:
+    """Read, check and encode the data, once; runs with the same data and options share it."""
+    from workflows.evaluate import prepare_only
+    experiment, overrides = _split(words)
+    return prepare_only(experiment, overrides, verbose=verbose)
+
+
+@click.argument("bundle")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--split", default="test", show_default=True, help="Which split: train, validation or test.")
+def evaluate(bundle: str, overrides: tuple[str, ...], split: str, verbose: bool) -> dict[str, Any]:
+    """Measure a bundle on a split of its data, or of other data given by dataset.path=..."""
+    from workflows.evaluate import evaluate as run
+    return run(bundle, list(overrides), split=split, verbose=verbose)
+
+
+@click.argument("bundle")
+@click.argument("file")
+@click.option("-o", "--output", default=None, help="CSV or Parquet file to write; without it, CSV on stdout.")
+def predict(bundle: str, file: str, output: str | None, verbose: bool) -> dict[str, Any] | None:
+    """Apply a bundle to new raw data: what comes after the last row of every series in FILE."""
+    from workflows.predict import predict as run
+    return run(bundle, file, output)
+
+
+@EXPERIMENT
+@click.option("--families", default="rnn,lstm,gru,transformer", show_default=True, help="Which families, by commas.")
+def compare(words: tuple[str, ...], families: str, verbose: bool) -> dict[str, Any]:
+    """Train every family on the same data with the same settings, and rank them."""
+    from workflows.compare import compare as run
+    experiment, overrides = _split(words)
+    return run(experiment, overrides, families=families.split(","), verbose=verbose)
+
+
+def schema(verbose: bool) -> None:
+    """Print the JSON schema of an experiment file, for editors."""
+    from workflows.experiment import schema as made
+    click.echo(json.dumps(made(), indent=1))
+
+
+for _name, _function, _example in (
+    ("train", train, "python -m workflows train workflows/experiments/etth1.yaml model.family=lstm"),
+    ("prepare", prepare, "python -m workflows prepare workflows/experiments/etth1.yaml"),
+    ("evaluate", evaluate, "python -m workflows evaluate runs/RUN/bundle --split test --json"),
+    ("predict", predict, "python -m workflows predict runs/RUN/bundle new.csv -o forecast.csv"),
+    ("compare", compare, "python -m workflows compare workflows/experiments/demand.yaml"),
+    ("schema", schema, "python -m workflows schema > experiment.schema.json"),
+):
+    command(main, _name, _example)(_function)
+
+if __name__ == "__main__":
+    if __package__ != "workflows" or not os.path.isfile(os.path.join("workflows", "__main__.py")):
+        _fail("start Rondo from its own folder as `python -m workflows ...`, so that all nodes run the same code", 2)
+    main()

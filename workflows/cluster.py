@@ -1,0 +1,140 @@
+"""Where a run runs: a Ray of this machine's own, or a cluster; and whether it has what the run asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflows.experiment import Experiment, flatten
+from workflows.settings import Workers
+
+# Settings of Ray that must stand before it is imported; a user's own values win.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",     # a report waits for the next check: 2 s each otherwise
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A connected Ray.
+
+    Attributes:
+        own: it was started for this process and ends with it.
+        in_process: one worker can run right here.
+        cpus: of each worker.
+    """
+
+    own: bool
+    in_process: bool
+    cpus: int
+
+
+def in_job() -> bool:
+    """Whether this process was started by ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_paths(experiment: Experiment) -> None:
+    """Refuse relative paths under a job, where the working folder is a copy that Ray deletes.
+
+    Raises:
+        ValueError: every relative path, and what to write instead.
+    """
+    if not in_job():
+        return
+    told = {"storage": experiment.storage, "tracking.uri": experiment.tracking.uri.removeprefix("sqlite:///")}
+    told |= {f"dataset.{k}": v for k, v in flatten({"path": experiment.dataset.get("path")}) if v is not None}
+    wrong = [f"{key}={value!r}" for key, value in told.items() if "://" not in value and not Path(value).is_absolute()]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: relative paths are lost under `ray job submit`, where the working "
+                         "folder is a copy that is deleted; give absolute paths or URIs that every node reaches, such "
+                         "as storage=/shared/runs tracking.uri=http://HOST:5000, and begin the job's command with "
+                         "RONDO_DATA=/absolute/folder where the data is named by it (exports do not reach a job)")
+
+
+def connect(workers: Workers, *, verbose: bool = False) -> Place:
+    """Connect to the cluster of the environment, or start a Ray of this machine's own, and check its resources.
+
+    Raises:
+        ValueError: the workers ask for more than there is, with the arithmetic.
+    """
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    check_machine(workers)
+    machine = os.cpu_count() or 1
+    cluster = in_job() or "RAY_ADDRESS" in os.environ
+    import ray
+
+    own = not ray.is_initialized()
+    quiet: dict[str, Any] = {"log_to_driver": verbose,
+                             "logging_level": logging.INFO if verbose else logging.ERROR}
+    if own and cluster:
+        ray.init(**quiet)
+    elif own:
+        ray.init(address="local", num_cpus=machine, include_dashboard=False, **quiet)
+    from datasets.ingest import configure_ray_data
+    configure_ray_data(progress=verbose)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):         # importing them sets levels, so afterwards
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    local = not cluster and len(ray.nodes()) == 1
+    cpus = workers.cpus or (max(1, machine // workers.count) if local else 1)
+    asked = Workers(workers.count, cpus, workers.gpus, workers.failures, workers.wait)
+    deadline = time.monotonic() + workers.wait
+    if workers.wait:                               # an autoscaler adds nodes only for what is asked of it
+        from ray.autoscaler.sdk import request_resources
+        request_resources(bundles=[{"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}] * workers.count)
+    while True:
+        have = ray.cluster_resources()
+        total = {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
+        try:
+            _check(asked, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(ray.nodes())} nodes")
+            break
+        except ValueError:
+            if time.monotonic() >= deadline:
+                if own:
+                    ray.shutdown()
+                raise
+            time.sleep(1)
+    return Place(own=own, in_process=local and workers.count == 1, cpus=cpus)
+
+
+def check_machine(workers: Workers) -> None:
+    """Refuse at once, without Ray, what a Ray of this machine's own could not run.
+
+    Raises:
+        ValueError: the workers ask for more CPUs than there are, with the arithmetic.
+    """
+    if not (in_job() or "RAY_ADDRESS" in os.environ or _started()):
+        machine = os.cpu_count() or 1
+        _check(workers, {"CPU": machine, "GPU": None}, f"this machine has {machine} CPUs")
+
+
+def _started() -> bool:
+    """Whether this process has a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _check(workers: Workers, total: dict[str, Any], said: str) -> None:
+    needs = {"CPU": workers.count * (workers.cpus or 1), "GPU": workers.count * workers.gpus}
+    short = [kind for kind, need in needs.items() if total[kind] is not None and need > total[kind]]
+    if short:
+        raise ValueError(f"workers.count={workers.count} x workers.cpus={workers.cpus or 1} = {needs['CPU']} CPUs and "
+                         f"workers.gpus={workers.gpus} = {needs['GPU']} GPUs in all, but {said}; ask for less, or let "
+                         "an autoscaler add nodes and set workers.wait to the seconds it may take")
+
+
+def disconnect(place: Place) -> None:
+    """End the Ray that was started for this process; leave others alone."""
+    import ray
+    if place.own:
+        ray.shutdown()

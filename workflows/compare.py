@@ -1,0 +1,58 @@
+"""Every family on the same data with the same settings, in one Ray, ranked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workflows import cluster
+from workflows.console import Console, metrics_table
+from workflows.experiment import Experiment, load
+
+
+def compare(source: str | Path | None = None, overrides: list[str] | None = None, *, families: list[str],
+            verbose: bool = False) -> dict[str, Any]:
+    """Train each family once and rank them by the metric that the task decides on.
+
+    Args:
+        source: an experiment file, or None for the default on embedded data.
+        overrides: ``section.key=value``, for all families.
+        families: to compare.
+        verbose: leave Ray's own messages on.
+
+    Returns:
+        ranking (best first), metrics by family, baselines, runs.
+
+    Raises:
+        ValueError: the user's mistakes; all families are checked before the first one is trained.
+    """
+    from workflows.train import train
+
+    experiments: dict[str, Experiment] = {
+        family: load(source, [*(overrides or []), f"model.family={family}"]) for family in families}
+    results: dict[str, dict[str, Any]] = {}
+    console = Console()
+    for experiment in experiments.values():
+        cluster.check_paths(experiment)
+    place = cluster.connect(next(iter(experiments.values())).workers, verbose=verbose)
+    try:
+        for family, experiment in experiments.items():
+            console.say(f"\n== {family}")
+            results[family] = train(experiment.replace(name=f"{experiment.name}-{family}"), verbose=verbose)
+    finally:
+        cluster.disconnect(place)
+    first = next(iter(results.values()))
+    split = "test" if any(k.startswith("test/") for k in first["metrics"]) else "validation"
+    judged = f"{split}/{first['primary']}"
+    ranking = sorted(results, key=lambda f: results[f]["metrics"][judged])
+    rows = {family: {**results[family]["metrics"], f"{split}/seconds": results[family]["seconds"]}
+            for family in ranking}
+    console.say(f"\nranked by {judged}, one seed each:")
+    console.rich.print(metrics_table({**rows, **first["baselines"]}))
+    best = first.get("best_reachable")
+    if best:
+        console.say("best reachable, from how the data is made: " + ", ".join(f"{k} {v:.4f}" for k, v in best.items()))
+    for family in ranking:
+        console.say(f"{family}: pictures in {results[family]['bundle'].removesuffix('bundle')}pictures")
+    return {"ranking": ranking, "metrics": {f: results[f]["metrics"] for f in ranking}, "baselines": first["baselines"],
+            "runs": {f: results[f]["run_id"] for f in ranking}}

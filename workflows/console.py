@@ -1,0 +1,158 @@
+"""What a person sees: one line an epoch, and on a terminal a progress bar. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Console:
+    """Lines and a bar; with ``show=False`` nothing."""
+
+    def __init__(self, *, show: bool = True) -> None:
+        self.rich = Rich(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.epochs = self.rows = 0
+        self.since = time.monotonic()
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end_bar()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.rich.print(text, markup=False)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Say what takes time, when it takes longer than a moment."""
+        timer = threading.Timer(1.0, lambda: self.say(f"{text} ..."))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Something a worker tells: start, step, epoch."""
+        getattr(self, f"_{event['event']}")(event)
+
+    def _start(self, event: dict[str, Any]) -> None:
+        self.epochs, self.rows = event["epochs"], event["rows"]
+        self.say(f"{event['parameters']:,} parameters, {self.rows:,} rows an epoch, {event['workers']} "
+                 f"worker{'s' if event['workers'] > 1 else ''}{', streamed' if event['streams'] else ''}"
+                 + (f", from step {event['step']}" if event["step"] else ""))
+        self._end_bar()
+        if self.rich.is_terminal:
+            self.bar = Progress(TextColumn("epoch {task.fields[epoch]}"), BarColumn(),
+                                TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(),
+                                console=self.rich, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.rows, epoch=f"{event['epoch'] + 1}/{self.epochs}")
+
+    def _step(self, event: dict[str, Any]) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=event["rows"], epoch=f"{event['epoch'] + 1}/{self.epochs}")
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        metrics = event["metrics"]
+        shown = [f"{k} {v:.4g}" for k, v in metrics.items()
+                 if k in ("train/loss", "validation/loss", "validation/mse", "validation/mae")]
+        self.say(f"epoch {event['epoch']}/{self.epochs}  {'  '.join(shown)}  "
+                 f"{metrics['train/epoch_rows_per_second']:,.0f} rows/s  {metrics['train/epoch_seconds']:.1f} s"
+                 + ("  best" if event["best"] else ""))
+        if self.bar is not None and self.task is not None:
+            self.bar.reset(self.task, total=self.rows, epoch=f"{min(event['epoch'] + 1, self.epochs)}/{self.epochs}")
+
+    def result(self, result: dict[str, Any]) -> None:
+        """The final table: the model beside the baselines."""
+        self._end_bar()
+        self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"]}))
+        self.say(f"bundle: {result['bundle']}\nMLflow run: {result['run_id'] or 'not delivered yet'}")
+
+    def _end_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = self.task = None
+
+
+def metrics_table(methods: dict[str, dict[str, float]]) -> Table:
+    """Methods by metrics, the test split's where there is one; the columns are those of the first method."""
+    first = next(iter(methods.values()))
+    split = next((s for s in ("test", "validation") if any(k.startswith(f"{s}/") for k in first)), "train")
+    names = [k for k in first if k.startswith(f"{split}/") and not k.endswith("/loss")]
+    made = Table(box=None, pad_edge=False)
+    made.add_column(split, no_wrap=True)
+    for name in names:
+        made.add_column(name.removeprefix(f"{split}/"), justify="right", no_wrap=True)
+    for method, values in methods.items():
+        made.add_row(method, *(f"{values[n]:.4f}" if n in values else "" for n in names))
+    return made
+
+
+class _Mailbox:
+    """Holds what workers tell until the driver asks; lives in a zero-CPU actor."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def put(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self.events = self.events, []
+        return events
+
+
+class _Teller:
+    """What a worker calls; may be pickled. Telling never waits."""
+
+    def __init__(self, box: Any) -> None:
+        self.box = box
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.box.put.remote(event)
+
+
+@contextmanager
+def relay(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Shows here what workers tell elsewhere."""
+    import ray
+
+    kind: Any = ray.remote(_Mailbox)
+    box = kind.options(num_cpus=0).remote()
+    done = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = done.is_set()
+            try:
+                for event in ray.get(box.take.remote(), timeout=10):
+                    console.event(event)
+            except ray.exceptions.RayError as error:
+                print(f"progress is no longer shown: {error}", file=sys.stderr)
+                return
+            if last:
+                return
+            done.wait(0.3)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield _Teller(box)
+    finally:
+        done.set()
+        thread.join(10)
+        kill: Any = ray.kill
+        kill(box)

@@ -1,0 +1,403 @@
+"""The experiment: one YAML file, strictly checked against the options that datasets, families and tasks declare.
+
+A section's options are the annotated arguments of what it configures: the ``build`` of a file in datasets/,
+models/families/ or models/tasks/, a front end, or a settings class. Types, defaults and documentation are read from
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from workflows.settings import Storing, Tracking, Training, Workers
+
+if typing.TYPE_CHECKING:
+    from datasets import RawDataset
+
+FOLDER = Path(__file__).parent / "experiments"
+DEFAULT = FOLDER / "demand.yaml"
+ENVIRONMENT = {"RONDO_DATA": "data"}      # defaults of variables that a path may name
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, checked. Sections are plain values, ready to be written as YAML or JSON."""
+
+    name: str
+    dataset: dict[str, Any]
+    task: dict[str, Any]
+    model: dict[str, Any]
+    training: Training = field(default_factory=Training)
+    workers: Workers = field(default_factory=Workers)
+    storage: str = "runs"
+    tracking: Tracking = field(default_factory=Tracking)
+    source: str = ""                      # the file it was read from, for messages
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the source, as nested plain values."""
+        told = asdict(self)
+        del told["source"]
+        return told
+
+    def text(self) -> str:
+        """The experiment as YAML, every option written out."""
+        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, width=100)
+
+    def replace(self, **sections: Any) -> Experiment:
+        return replace(self, **sections)
+
+
+def load(source: str | Path | Mapping[str, Any] | None = None, overrides: list[str] | None = None) -> Experiment:
+    """Read and check an experiment.
+
+    Args:
+        source: a YAML file, a mapping of its content, or None for the default experiment on embedded data.
+        overrides: ``section.key=value``, the value in YAML; ``section.key=null`` sets a key to none.
+
+    Raises:
+        ValueError: every mistake, a line each: key, value, file, what is allowed, and the nearest known name.
+    """
+    where, told = _read(source)
+    for override in overrides or []:
+        _override(told, override)
+    told = _expand(told, where)
+    problems: list[str] = []
+    chosen = _sections(told, problems)
+    if problems:
+        raise ValueError("\n".join(f"{where}: {p}" for p in problems))
+    try:
+        made = Experiment(**chosen, source=where)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    _check_combinations(made, where)
+    return made
+
+
+def dataset_of(experiment: Experiment) -> RawDataset:
+    """The dataset that the experiment describes; its files are not touched yet."""
+    import datasets
+    common = {f.name for f in fields(Storing)}
+    return datasets.build(**{k: v for k, v in experiment.dataset.items() if k not in common})
+
+
+def storing_of(experiment: Experiment) -> Storing:
+    """How its prepared data is stored and read."""
+    return Storing(**{f.name: experiment.dataset[f.name] for f in fields(Storing)})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment file, for editors."""
+    from models import families, tasks
+
+    def choice(key: str, names: list[str], of: Callable[[str], list[Any]]) -> dict[str, Any]:
+        variants = []
+        for name in names:
+            one = model_of(name, *of(name)).model_json_schema()
+            one["properties"] = {key: {"const": name}, **one.get("properties", {})}
+            one["required"] = [key, *one.get("required", [])]
+            variants.append(one)
+        return {"oneOf": variants}
+
+    sections = {"name": {"type": "string"},
+                "dataset": choice("kind", dataset_kinds(), _dataset_builders),
+                "task": choice("kind", tasks.names(), lambda n: [tasks.module(n).build]),
+                "model": choice("family", families.names(), _model_builders),
+                "storage": {"type": "string", "description": "Folder or URI that runs and prepared data go to."}}
+    for key, settings in SETTINGS.items():
+        sections[key] = model_of(key, settings).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Rondo experiment", "type": "object",
+            "properties": sections, "required": ["name", "dataset", "task", "model"], "additionalProperties": False}
+
+
+def documentation(builder: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring's ``Args:`` (or ``Attributes:``) says of each argument."""
+    text = inspect.getdoc(builder) or ""
+    found = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", text + "\n", re.MULTILINE)
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", found.group(1) if found else "", re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", said) for name, said in entries}
+
+
+@functools.cache
+def model_of(name: str, *builders: Callable[..., Any]) -> type[BaseModel]:
+    """A strict pydantic model of the keyword arguments of `builders` together."""
+    options: dict[str, Any] = {}
+    for builder in builders:
+        hints, said = typing.get_type_hints(builder), documentation(builder)
+        if inspect.isclass(builder):
+            hints = typing.get_type_hints(builder.__init__) | hints
+        for parameter in _options(builder):
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            if default.__class__.__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+                default = None
+            options[parameter.name] = (hints[parameter.name],
+                                       Field(default=default, description=said.get(parameter.name)))
+    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **options)
+
+
+def dataset_kinds() -> list[str]:
+    """The known kinds of dataset: files of datasets/ with a ``build``."""
+    from datasets import kinds
+    return kinds()
+
+
+HANDED_ON = {"input_size", "spec", "encoder"}
+SETTINGS: dict[str, Any] = {"training": Training, "workers": Workers, "tracking": Tracking}
+
+
+def _options(builder: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments that are a user's options: all but those that one part of a model hands to the next."""
+    return [p for p in inspect.signature(builder).parameters.values() if p.name not in HANDED_ON]
+
+
+def _dataset_builders(kind: str) -> list[Any]:
+    from datasets import module
+    return [module(kind).build, Storing]
+
+
+def _model_builders(family: str) -> list[Any]:
+    from models import families, frontends
+    return [families.module(family).build, frontends.patches, frontends.frames]
+
+
+def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    if isinstance(source, Mapping):
+        return "experiment", _copy(source)
+    path = Path(source) if source is not None else DEFAULT
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+        near = difflib.get_close_matches(path.stem, known, n=1)
+        hint = f"; did you mean {FOLDER.parent.name}/{FOLDER.name}/{near[0]}.yaml?" if near else ""
+        raise ValueError(f"{path}: no such experiment file{hint}")
+    try:
+        told = _parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable YAML file: {error}") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{path}: an experiment is a mapping of sections, not {type(told).__name__}")
+    return str(path), told
+
+
+def _parse(text: str) -> Any:
+    """YAML as plain values; ValueError for all that is not."""
+    try:
+        return _copy(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML by the rules of 1.2: 1e-3 is a number, 2024-01-31 and NO are texts; a key may stand only once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != MERGE]
+        for key in keys:
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", node.start_mark)
+            if [str(k) for k in keys].count(str(key)) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that _Loader would read as numbers."""
+
+
+MERGE = "tag:yaml.org,2002:merge"
+_Loader.yaml_implicit_resolvers = {}               # version 1.1 reads 1:30 as 90, 010 as 8 and NO as false
+for _tag, _pattern, _first in (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)", list("-+0123456789")),
+        ("float", r"[-+]?(?:(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+|\d[\d_]*\.[\d_]*|\.\d[\d_]*|\.inf)|\.nan",
+         list("-+0123456789.")),
+        ("merge", "<<", ["<"])):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _override(told: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"{text!r} is no override; write section.key=value, such as model.family=lstm")
+    try:
+        parsed = _parse(value)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: the value is not valid YAML: {error}") from None
+    place = told
+    for part in parts[:-1]:
+        if not isinstance(place.setdefault(part, {}), dict):
+            raise ValueError(f"{text!r}: {part} is not a section")
+        place = place[part]
+    place[parts[-1]] = parsed
+
+
+def _expand(value: Any, where: str) -> Any:
+    """The value with ``${NAME}`` replaced by environment variables, in every text."""
+    if isinstance(value, dict):
+        return {k: _expand(v, where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, where) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in os.environ and name not in ENVIRONMENT:
+            raise ValueError(f"{where}: {value!r} names the environment variable {name}, which is not set; "
+                             f"export {name}=...")
+        return os.environ.get(name, ENVIRONMENT.get(name, ""))
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Each section checked and completed with its defaults; what is wrong is added to `problems`."""
+    from models import families, tasks
+
+    known = [f.name for f in fields(Experiment) if f.name != "source"]
+    for key in told.keys() - set(known):
+        problems.append(_unknown("", key, told[key], known))
+    chosen: dict[str, Any] = {}
+    for key in ("name", "storage"):
+        value = told.get(key)
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            problems.append(f"{key}={value!r} must be a text")
+        elif value is not None:
+            chosen[key] = value
+    name = chosen.setdefault("name", "unnamed")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+        problems.append(f"name={name!r} may hold letters, digits and _ . - (at most 80, the first a letter or digit)")
+    kinds: list[tuple[str, str, list[str], Callable[[str], list[Any]]]] = [
+        ("dataset", "kind", dataset_kinds(), _dataset_builders),
+        ("task", "kind", tasks.names(), lambda n: [tasks.module(n).build]),
+        ("model", "family", families.names(), _model_builders)]
+    for section, key, names, builders in kinds:
+        given = told.get(section)
+        if not isinstance(given, dict):
+            wrong = " is missing" if given is None else f"={given!r} must be a mapping of options"
+            problems.append(f"{section}{wrong}; give it at least {key}, one of {', '.join(names)}")
+            continue
+        if given.get(key) not in names:
+            problems.append(_unknown_choice(f"{section}.{key}", given.get(key), names))
+            continue
+        options = {k: v for k, v in given.items() if k != key}
+        checked = _validate(section, model_of(given[key], *builders(given[key])), options, problems)
+        chosen[section] = {key: given[key], **checked}
+    for section, settings in SETTINGS.items():
+        given = {} if told.get(section) is None else told[section]
+        if not isinstance(given, dict):
+            problems.append(f"{section}={given!r} must be a mapping of options")
+            continue
+        checked = _validate(section, model_of(section, settings), given, problems)
+        if len(checked) or not given:
+            try:
+                chosen[section] = settings(**checked)
+            except ValueError as error:
+                problems.append(str(error))
+    return chosen
+
+
+def _validate(section: str, model: type[BaseModel], given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    try:
+        checked = model(**given).model_dump()
+        large = [k for k, v in checked.items() if isinstance(v, int) and abs(v) >= 1 << 63]
+        problems += [f"{section}.{key}={checked[key]} is too large; use less than 2**63" for key in large]
+        return checked
+    except ValidationError as error:
+        seen = set()
+        for one in error.errors():
+            place = [str(p) for p in one["loc"]]
+            key = place[0]
+            if key in seen:
+                continue
+            seen.add(key)
+            if one["type"] == "extra_forbidden":
+                problems.append(_unknown(section, key, given[key], list(model.model_fields)))
+            elif one["type"] == "missing":
+                said = model.model_fields[key].description
+                problems.append(f"{section}.{key} is missing{f': {said}' if said else ''}")
+            else:
+                kind = _type_name(model.model_fields[key].annotation)
+                problems.append(f"{section}.{key}={given[key]!r} must be {kind}")
+        return {}
+
+
+def _unknown(section: str, key: str, value: Any, known: list[str]) -> str:
+    full = f"{section}.{key}" if section else key
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {f'{section}.' if section else ''}{near[0]}? " if near else ""
+    return f"{full}={value!r} is not known; {hint}known: {', '.join(sorted(known))}"
+
+
+def _unknown_choice(key: str, value: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(value).lower(), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{key}={value!r} is not known; {hint}known: {', '.join(known)}"
+
+
+def _type_name(kind: Any) -> str:
+    """A type in words."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if origin is list:
+        return f"a list, each {_type_name(args[0])}" if args else "a list"
+    if origin is dict:
+        return "a mapping"
+    if args:
+        return " or ".join(_type_name(a) for a in args)
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+            type(None): "null"}.get(kind, str(kind))
+
+
+def _check_combinations(experiment: Experiment, where: str) -> None:
+    """Raise on choices that cannot go together, before anything starts: builds the model without memory."""
+    import torch
+
+    import models
+
+    try:
+        storing_of(experiment)
+        dataset = dataset_of(experiment)
+        if dataset.tasks and experiment.task["kind"] not in dataset.tasks:
+            raise ValueError(f"task.kind={experiment.task['kind']!r} cannot be trained on "
+                             f"dataset.kind={experiment.dataset['kind']!r}; it has: {', '.join(dataset.tasks)}")
+        with torch.device("meta"):
+            models.build(dataset.spec(None, experiment.task), experiment.model, experiment.task)
+        if experiment.training.batch_size < experiment.workers.count:
+            raise ValueError(f"training.batch_size={experiment.training.batch_size} is smaller than workers.count="
+                             f"{experiment.workers.count}; use at least {experiment.workers.count}, or fewer workers")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except RuntimeError as error:                  # torch: no tensor can be that large
+        raise ValueError(f"{where}: a model of these sizes cannot be built: {error}") from None
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested mappings."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+

@@ -1,0 +1,443 @@
+"""The training loop, plain torch: no Ray, no files, no tracking. What it needs from outside, it is given.
+
+One optimizer step is one global batch of the plan. Its loss is a weighted sum over all rows of all workers and all
+micro-batches, divided by the sum of their weights, which is known before the first backward pass. Randomness inside a
+step (dropout) is keyed by (seed, step, worker), so a resumed run repeats it without saving generator states.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
+
+from models.batch import Batch
+from models.sequence import Baseline, SequenceModel, Sums
+from workflows.settings import Training
+
+
+@dataclass
+class Step:
+    """One global batch, as one worker sees it.
+
+    Attributes:
+        epoch: that it belongs to; place: (window, batch) within the epoch.
+        rows: of the whole global batch.
+        micro: this worker's micro-batches.
+        own_rows: of the global batch's rows, those of this worker.
+        checksum: over this worker's own row ids.
+    """
+
+    epoch: int
+    place: tuple[int, int]
+    rows: int
+    micro: list[Batch]
+    own_rows: int
+    checksum: int
+
+
+class Steps(Protocol):
+    """The steps from a place in the plan to the end of the last epoch."""
+
+    def __call__(self, epoch: int, place: tuple[int, int]) -> Iterator[Step]: ...
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside tensors: where training stands and what it has counted."""
+
+    step: int = 0
+    epoch: int = 0
+    place: tuple[int, int] = (0, 0)                  # of the next global batch
+    rows: int = 0                                    # trained on, all epochs
+    epoch_rows: int = 0                              # in this epoch, by this worker count, all workers
+    epoch_checksum: int = 0
+    epoch_loss: float = 0.0                          # weighted sum, all workers
+    epoch_weight: float = 0.0
+    best: float = math.inf
+    best_step: int = -1
+    stale: int = 0                                   # epochs since the best
+    rate_scale: float = 1.0                          # of schedule plateau
+    seconds: float = 0.0                             # of training, over all attempts
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Progress:
+        return cls(**{**told, "place": tuple(told["place"])})
+
+
+@dataclass
+class Hooks:
+    """What the loop tells the outside. All but `save` are called on every worker; see each."""
+
+    log: Callable[[dict[str, float], int], None]                     # step metrics, reduced; rank 0 should record them
+    epoch: Callable[[dict[str, float], Progress], None]              # epoch metrics, reduced
+    save: Callable[[Progress, bool], None]                           # a checkpoint; True: and it is the best so far
+    stop: Callable[[], bool] = lambda: False                         # asked to stop at the next step
+
+
+class Stopped(Exception):
+    """Training was asked to stop; a checkpoint of the step before was saved."""
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no longer a finite number."""
+
+
+class Workers:
+    """All workers of a run, of which this is one; alone, exchanges cost nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.seconds = 0.0                           # spent in exchanges
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of x over workers, on the CPU; x may be a float64 or int64 tensor."""
+        if self.world == 1:
+            return x.cpu()
+        start = time.perf_counter()
+        x = x.to(self.device, copy=True)
+        dist.all_reduce(x)
+        out = x.cpu()
+        self.seconds += time.perf_counter() - start
+        return out
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients summed over workers in the backward pass.
+
+        The buckets keep their first order (which searching for unused parameters brings with it), so that sums are
+        added up in the same order before and after a restart.
+        """
+        if self.world == 1:
+            return model
+        on_gpu = self.device.type == "cuda"
+        wrapped = DistributedDataParallel(model, device_ids=[self.device] if on_gpu else None, broadcast_buffers=False,
+                                          gradient_as_bucket_view=True, find_unused_parameters=True)
+        wrapped.register_comm_hook(self, _sum_gradients)
+        return wrapped
+
+    def agree(self, model: nn.Module) -> bool:
+        """Whether all workers hold the same parameters, bit for bit."""
+        if self.world == 1:
+            return True
+        flat = torch.cat([p.detach().reshape(-1).double() for p in model.parameters()])
+        low, high = flat.clone(), flat.clone()
+        dist.all_reduce(low, op=dist.ReduceOp.MIN)
+        dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        return bool(torch.equal(low, high))
+
+
+def _sum_gradients(workers: Workers, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's hook: the sum, not the average; the loss is divided by the whole step's weight already."""
+    start = time.perf_counter()
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+
+    def done(finished: torch.futures.Future[list[Tensor]]) -> Tensor:
+        workers.seconds += time.perf_counter() - start
+        summed: Tensor = finished.value()[0]
+        return summed
+
+    summed: torch.futures.Future[Tensor] = future.then(done)
+    return summed
+
+
+# DDP compares the annotations themselves, not their text, which is what `from __future__ import annotations` leaves.
+_sum_gradients.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 where it is asked for; weights and loss stay in fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), decay on matrices only."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, fused=True)
+
+
+def rate(training: Training, done: float, scale: float = 1.0) -> float:
+    """The learning rate after a share `done` (0..1) of the training: a function of rows, not of steps or workers."""
+    warm = min(1.0, (done + 1e-9) / training.warmup) if training.warmup else 1.0
+    if training.schedule == "cosine":
+        past = max(0.0, done - training.warmup) / (1 - training.warmup)
+        scale *= 0.5 * (1 + math.cos(math.pi * min(1.0, past)))
+    return training.learning_rate * warm * scale
+
+
+def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Training, steps: Steps, *,
+        rows: int, expected_checksum: int, workers: Workers, progress: Progress, hooks: Hooks,
+        validate: Callable[[], dict[str, float]]) -> Progress:
+    """Train from `progress` to the last epoch, or until patience runs out.
+
+    Args:
+        model: on the workers' device.
+        optimizer: from ``make_optimizer``.
+        training: the settings.
+        steps: the plan's steps, for this worker.
+        rows: of the training split, and `expected_checksum` over their ids: each epoch is held against both.
+        workers: all of them.
+        progress: where to begin.
+        hooks: what to call on the way.
+        validate: gives the reduced metrics of the validation split.
+
+    Raises:
+        Diverged: the gradient is not finite; no later checkpoint was saved.
+        Stopped: `hooks.stop` said so.
+    """
+    if progress.epoch >= training.epochs or _out_of_patience(training, progress):
+        return progress
+    wrapped, device = workers.wrap(model), workers.device
+    meter = _Meter(workers)
+    model.train()
+    moving = steps(progress.epoch, progress.place)
+    step = _next(moving, meter)
+    while step is not None:
+        now = rate(training, progress.rows / (rows * training.epochs), progress.rate_scale)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+        torch.manual_seed(_mixed(training.seed, progress.step, workers.rank))
+        loss, weight = _gradients(wrapped, model, step, training, workers)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip or math.inf)
+        at_log = (progress.step + 1) % training.log_steps == 0
+        if device.type == "cpu" or at_log:           # on a GPU, asking costs a wait
+            _check_finite(norm, step, progress, now, training)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if progress.step == 0 and not workers.agree(model):
+            raise RuntimeError("workers hold different parameters after the first step: gradients are not synchronised")
+        meter.add(loss, weight, step)
+        _advance(progress, step)
+        following = _next(moving, meter)
+        ends_epoch = following is None or following.epoch != step.epoch
+        if at_log:
+            hooks.log({"train/learning_rate": now, "train/gradient_norm": float(norm)} | meter.since(), progress.step)
+        if ends_epoch:
+            _end_epoch(model, training, progress, meter, workers, hooks, validate, rows, expected_checksum)
+            if _out_of_patience(training, progress):
+                break
+        elif training.checkpoint_steps and progress.step % training.checkpoint_steps == 0:
+            meter.total(progress)
+            hooks.save(progress, False)
+        if not ends_epoch and hooks.stop():
+            meter.total(progress)
+            hooks.save(progress, False)
+            raise Stopped
+        step = following
+    if not workers.agree(model):
+        raise RuntimeError("workers hold different parameters at the end: gradients were not synchronised")
+    return progress
+
+
+def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, precision: str = "fp32",
+             baselines: bool = False, fitted: Iterable[Baseline] = ()) -> dict[str, dict[str, float]]:
+    """Metrics over all steps and workers, by method: ``model``, and the task's baselines where asked for."""
+    totals: dict[str, dict[str, Tensor]] = {}
+
+    def add(method: str, sums: Sums) -> None:
+        into = totals.setdefault(method, {})
+        for name, (total, count) in sums.items():
+            pair = torch.stack([total.double(), count.double()])
+            into[name] = into[name] + pair if name in into else pair
+
+    model.eval()
+    with torch.inference_mode():
+        for step in steps:
+            for batch in step.micro:
+                batch = batch.to(workers.device)
+                with autocast(precision, workers.device):
+                    add("model", model.task.metrics(model, batch))
+                if baselines:
+                    for method, sums in model.task.baselines(batch).items():
+                        add(method, sums)
+                    for method_ in fitted:
+                        add(method_.name, method_.metrics(batch))
+    model.train()
+    return {method: _quotients(into, workers) for method, into in totals.items()}
+
+
+def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Workers) -> None:
+    """One pass over the training rows, sums added over workers, then each baseline solves its own."""
+    fitted = list(fitted)
+    sums: dict[str, Tensor] = {}
+    for step in steps:
+        for batch in step.micro:
+            batch = batch.to(workers.device)
+            for method in fitted:
+                moments = method.moments(batch)
+                sums[method.name] = sums[method.name] + moments if method.name in sums else moments
+    for method in fitted:
+        method.fit(workers.sum(sums[method.name]).to(workers.device))
+
+
+def _quotients(into: dict[str, Tensor], workers: Workers) -> dict[str, float]:
+    names = sorted(into)
+    pairs = workers.sum(torch.stack([into[n] for n in names]))
+    return {n: float(total / count) for n, (total, count) in zip(names, pairs, strict=True) if count > 0}
+
+
+def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: Training,
+               workers: Workers) -> tuple[Tensor, Tensor]:
+    """Leave the gradient of the step's loss in the parameters; this worker's (sum of losses, weight)."""
+    micro = [b.to(workers.device) for b in step.micro]
+    mine = torch.stack([model.task.weight(b).double() for b in micro]).sum()
+    whole = workers.sum(mine.reshape(1))[0].clamp(min=1e-12) if workers.world > 1 else mine.clamp(min=1e-12)
+    loss = torch.zeros((), dtype=torch.float64, device=workers.device)
+    for number, batch in enumerate(micro):
+        last = number == len(micro) - 1
+        held = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+        with held:
+            with autocast(training.precision, workers.device):
+                total, _ = wrapped(batch)
+            (total / whole.to(total.device, total.dtype)).backward()
+        loss += total.detach().double()
+    return loss, mine
+
+
+def _check_finite(norm: Tensor, step: Step, progress: Progress, now: float, training: Training) -> None:
+    if math.isfinite(float(norm)):
+        return
+    raise Diverged(f"the gradient is {float(norm)} at step {progress.step + 1} of epoch {step.epoch} (learning rate "
+                   f"{now:.3g}, precision {training.precision}, first rows {step.micro[0].row_ids[:5].tolist()}); "
+                   "nothing was saved since the last checkpoint. Try a lower training.learning_rate, a longer "
+                   "training.warmup or a smaller training.clip, and look for extreme values in the data")
+
+
+def _advance(progress: Progress, step: Step) -> None:
+    progress.step += 1
+    progress.rows += step.rows
+    progress.epoch, progress.place = step.epoch, (step.place[0], step.place[1] + 1)
+
+
+def _end_epoch(model: SequenceModel, training: Training, progress: Progress, meter: _Meter, workers: Workers,
+               hooks: Hooks, validate: Callable[[], dict[str, float]], rows: int, expected: int) -> None:
+    """Reduce, audit, validate, decide and save; every worker decides the same, on reduced values."""
+    meter.total(progress)
+    if (progress.epoch_rows, progress.epoch_checksum) != (rows, expected):
+        raise RuntimeError(f"epoch {progress.epoch} trained on {progress.epoch_rows} rows (checksum "
+                           f"{progress.epoch_checksum}); the plan has {rows} (checksum {expected})")
+    metrics = {"train/loss": progress.epoch_loss / max(progress.epoch_weight, 1e-12)}
+    metrics |= {f"validation/{k}": v for k, v in validate().items()}
+    judged = metrics[f"validation/{model.task.primary}"]
+    better = judged < progress.best
+    if better:
+        progress.best, progress.best_step, progress.stale = judged, progress.step, 0
+    else:
+        progress.stale += 1
+        if training.schedule == "plateau" and progress.stale % training.plateau_epochs == 0:
+            progress.rate_scale /= 2
+    metrics |= meter.epoch()
+    progress.history.append({"epoch": float(progress.epoch), "step": float(progress.step), **metrics})
+    progress.epoch, progress.place = progress.epoch + 1, (0, 0)
+    progress.epoch_rows = progress.epoch_checksum = 0
+    progress.epoch_loss = progress.epoch_weight = 0.0
+    hooks.save(progress, better)
+    hooks.epoch(metrics, progress)
+    meter.restart()
+
+
+def _out_of_patience(training: Training, progress: Progress) -> bool:
+    return bool(training.patience) and progress.stale >= training.patience
+
+
+def _next(moving: Iterator[Step], meter: _Meter) -> Step | None:
+    start = time.perf_counter()
+    step = next(moving, None)
+    meter.waited += time.perf_counter() - start
+    return step
+
+
+def _mixed(*numbers: int) -> int:
+    """One 63-bit seed of several numbers (splitmix64 steps)."""
+    x = 0
+    for number in numbers:
+        x = (x + number + 0x9E3779B97F4A7C15) % (1 << 64)
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % (1 << 64)
+        x ^= x >> 31
+    return x >> 1
+
+
+class _Meter:
+    """Sums of this worker since the last look, and times."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.device_sums = torch.zeros(2, dtype=torch.float64, device=workers.device)    # loss, weight: to be reduced
+        self.logged = torch.zeros(2, dtype=torch.float64, device=workers.device)
+        self.rows = self.checksum = 0
+        self.waited, self.steps, self.log_rows, self.epoch_rows = 0.0, 0, 0, 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the clocks of an epoch."""
+        self.epoch_start, self.epoch_rows = time.perf_counter(), 0
+        self.started_total = self.epoch_start
+        self._clocks()
+
+    def _clocks(self) -> None:
+        self.start, self.waited, self.steps, self.log_rows = time.perf_counter(), 0.0, 0, 0
+        self.workers.seconds = 0.0
+
+    def add(self, loss: Tensor, weight: Tensor, step: Step) -> None:
+        pair = torch.stack([loss, weight])
+        self.device_sums += pair
+        self.logged += pair
+        self.rows += step.own_rows
+        self.checksum = _wrap(self.checksum + step.checksum)
+        self.steps += 1
+        self.log_rows += step.rows
+        self.epoch_rows += step.rows
+
+    def since(self) -> dict[str, float]:
+        """Loss, speed and times a step since the last call; on every worker, as it reduces."""
+        exchanged = self.workers.seconds
+        loss, weight = self.workers.sum(self.logged).tolist()
+        seconds = time.perf_counter() - self.start
+        per_step = 1000 / max(1, self.steps)
+        out = {"train/step_loss": loss / max(weight, 1e-12), "train/rows_per_second": self.log_rows / seconds,
+               "time/data_ms": self.waited * per_step, "time/communication_ms": exchanged * per_step,
+               "time/compute_ms": max(0.0, seconds - self.waited - exchanged) * per_step}
+        self.logged.zero_()
+        self._clocks()
+        return out
+
+    def total(self, progress: Progress) -> None:
+        """Add what all workers counted since the last call to `progress`."""
+        loss, weight = self.workers.sum(self.device_sums).tolist()
+        rows, checksum = self.workers.sum(torch.tensor([self.rows, self.checksum])).tolist()
+        progress.epoch_loss += loss
+        progress.epoch_weight += weight
+        progress.epoch_rows += rows
+        progress.epoch_checksum = _wrap(progress.epoch_checksum + checksum)
+        self.device_sums.zero_()
+        self.rows = self.checksum = 0
+        now = time.perf_counter()
+        progress.seconds += now - self.started_total
+        self.started_total = now
+
+    def epoch(self) -> dict[str, float]:
+        """Speed of the epoch, validation included in neither rows nor seconds."""
+        seconds = max(1e-9, self.started_total - self.epoch_start)
+        return {"train/epoch_seconds": seconds, "train/epoch_rows_per_second": self.epoch_rows / seconds}
+
+
+def _wrap(x: int) -> int:
+    """x modulo 2**64, as a signed number."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,107 @@
+"""Pictures of a run: learning curve, predictions. Files are PNG; colours are safe for colour-blind readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.storage import Storage
+from workflows.experiment import Experiment, dataset_of
+
+if TYPE_CHECKING:
+    from datasets.prepare import Prepared
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"      # of the palette of Okabe & Ito (2008)
+
+
+def learning_curve(history: list[dict[str, float]], primary: str, file: Path) -> None:
+    """Training loss and the validation metric that decides, by epoch; the best epoch marked."""
+    figure, axes = _figure(7, 4)
+    epochs = [h["epoch"] + 1 for h in history]
+    judged = [h[f"validation/{primary}"] for h in history]
+    axes.plot(epochs, [h["train/loss"] for h in history], "o-", color=GREY, label="train/loss")
+    axes.plot(epochs, judged, "o-", color=BLUE, label=f"validation/{primary}")
+    best = int(np.nanargmin(judged))
+    axes.plot(epochs[best], judged[best], "o", color=ORANGE, markersize=11, fillstyle="none", label="best")
+    axes.set(xlabel="epoch", title="Learning curve")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    figure.savefig(file)
+
+
+def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder: Path) -> None:
+    """A few predictions of the last split; only forecasts have a picture so far."""
+    if experiment.task["kind"] == "forecast":
+        forecasts(experiment, prepared, run, folder / "forecasts.png")
+
+
+def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path, *, count: int = 3) -> None:
+    """History, truth and forecast of `count` windows spread over the last split, in raw units, with the interval."""
+    import torch
+
+    from models.batch import Batch
+    from workflows import bundle
+
+    split = "test" if "test" in prepared.state["series"][0]["bounds"] else "validation"
+    view: Any = dataset_of(experiment).view(prepared, split, experiment.task)
+    ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
+    figure, axes = _figure(9, 2.6 * len(ids), rows=len(ids))
+    model = bundle.load(run, "bundle").model
+    for number, (axis, fields) in enumerate(zip(axes, _rows(view, prepared, ids), strict=True)):
+        fields = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
+        dtype = next(model.parameters()).dtype
+        batch = Batch({k: v.to(dtype) for k, v in fields["inputs"].items()}, fields["lengths"], fields["targets"],
+                      torch.ones(1), torch.from_numpy(ids[:1]))
+        with torch.inference_mode():
+            out = model.task.predict(model, batch)["quantiles"][0].float().numpy()             # (Z, N, Q)
+        target = 0
+        scale = [float(batch.targets[k][0, target]) for k in ("std", "mean")]
+        history = batch.inputs["values"][0, :, target].float().numpy() * scale[0] + scale[1]
+        truth = batch.targets["target"][0, :, target].float().numpy() * scale[0] + scale[1]
+        out = out[:, target] * scale[0] + scale[1]
+        horizon = len(truth)
+        back = min(len(history), 3 * horizon)
+        ahead = np.arange(horizon)
+        axis.plot(np.arange(-back, 0), history[-back:], color=GREY, linewidth=1, label="history")
+        axis.plot(ahead, truth, color="black", linewidth=1, label="truth")
+        axis.plot(ahead, out[:, out.shape[1] // 2], color=ORANGE, linewidth=1.6, label="forecast")
+        if out.shape[1] > 1:
+            axis.fill_between(ahead, out[:, 0], out[:, -1], color=ORANGE, alpha=0.25, linewidth=0, label="interval")
+        name = prepared.state["series"][int(batch.targets["series"][0])]["name"]
+        column = prepared.state["channels"]["targets"][target]
+        axis.set_title(f"{split}, {f'series {name}, ' if name else ''}{column}", fontsize=9, loc="left")
+        if number == 0:
+            figure.legend(*axis.get_legend_handles_labels(), frameon=False, ncols=4, fontsize=9,
+                          loc="outside upper right")
+    axes[-1].set_xlabel("steps from the forecast's start")
+    figure.savefig(file)
+
+
+def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
+    """The fields of single rows, read from their shards."""
+    from datasets.prepare import read_rows
+    found = []
+    for one in ids:
+        shard = int(np.searchsorted(np.cumsum(view.rows), one, side="right"))
+        stored = view.needs(np.array([shard]))
+        number = view.part.shard_of[stored]
+        kept = [(int(s), stored[number == s] - view.part.first[s]) for s in np.unique(number)]
+        table = read_rows(prepared.storage, [view.part.shards[s] for s, _ in kept], [p for _, p in kept])
+        found.append(view.open(stored, table).take(np.array([one])))
+    return found
+
+
+def _figure(width: float, height: float, *, rows: int | None = None) -> Any:
+    import matplotlib
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows or 1, 1, figsize=(width, height), dpi=120, layout="constrained",
+                                   squeeze=False)
+    pyplot.close(figure)
+    axes = axes[:, 0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes if rows is not None else axes[0]

@@ -1,0 +1,306 @@
+"""Train one experiment: prepare, wire Ray Train, keep the record, leave a bundle.
+
+>>> from workflows.train import train
+>>> result = train("workflows/experiments/etth1.yaml", overrides=["model.family=lstm"])
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":         # the imports below would look in the wrong folder
+    raise SystemExit("start it from the project's folder as: python -m workflows train ...")
+
+import importlib
+import json
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from datasets.storage import Storage
+from workflows import cluster, tracking
+from workflows.console import Console
+from workflows.experiment import Experiment, dataset_of, flatten, load, storing_of
+
+if TYPE_CHECKING:
+    from datasets.prepare import Prepared
+    from workflows.worker import Job
+
+
+FAILED = "failed.json"        # in a run's folder: an error that another attempt would meet again
+
+
+class Interrupted(Exception):
+    """The user stopped the run; the message says how to go on."""
+
+
+def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None, *, overrides: list[str] | None = None,
+          resume: str | None = None, verbose: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Train an experiment and return its result as plain values.
+
+    Args:
+        experiment: a checked one, a YAML file, a mapping, or None for the default on embedded data.
+        overrides: ``section.key=value``, where `experiment` is not checked yet.
+        resume: a run's name or folder to continue, or "latest" for the newest unfinished run of this name.
+        verbose: leave Ray's own messages on.
+        progress: show progress on stderr.
+
+    Returns:
+        run, run_id, bundle, metrics (flat), baselines, seconds, steps and more.
+
+    Raises:
+        ValueError: the user's mistakes. Interrupted: Ctrl-C. Diverged: the loss became NaN.
+    """
+    checked = experiment if isinstance(experiment, Experiment) else load(experiment, overrides)
+    cluster.check_paths(checked)
+    cluster.check_machine(checked.workers)
+    tracking.check(checked.tracking.uri)
+    storage = Storage(checked.storage)
+    name = _resumed(storage, checked, resume) if resume else _new_name(checked)
+    with Console(show=progress) as console:
+        with _torch_meanwhile():
+            place = cluster.connect(checked.workers, verbose=verbose)
+        try:
+            return _run(checked, storage, name, place, console, resumed=resume is not None)
+        finally:
+            cluster.disconnect(place)
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """The experiment's prepared data: made now, or found. Needs a connected Ray to be made.
+
+    Raises:
+        ValueError: what is wrong with the data.
+    """
+    from datasets.prepare import prepare as make
+    return make(dataset_of(experiment), Storage(experiment.storage) / "prepared",
+                shard_bytes=storing_of(experiment).shard_bytes)
+
+
+def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[Any]]:
+    """References to the rows of each part that fits the cache budget; hold them while they are used."""
+    from datasets.ingest import cache
+    budget = storing_of(experiment).cache_bytes
+    return {name: cache(part, prepared.storage) for name, part in prepared.parts.items() if part.bytes <= budget}
+
+
+def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Place, console: Console, *,
+         resumed: bool) -> dict[str, Any]:
+    from workflows import loop
+    from workflows.worker import Data, Job, make_model
+
+    run = storage / name
+    console.say(f"{name}: {'continued' if resumed else 'started'}, in {run.uri}")
+    with console.busy("preparing data"):
+        prepared = prepare(experiment)
+    import torch
+    make_model(experiment, prepared, torch.device("cpu"))       # what cannot be built is refused before workers start
+    data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
+    for split in data.splits:
+        data.view(split)
+    run.write("experiment.yaml", experiment.text().encode())
+    tracker = tracking.start(experiment.tracking.uri, _spool(run), actor=True,
+                             system_metrics=experiment.tracking.system_seconds or None)
+    tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
+                  params=dict(flatten(experiment.plain())), tags={"rondo.run": name, "rondo.storage": run.uri},
+                  dataset={"name": experiment.name, "digest": prepared.digest, "source": prepared.storage.uri,
+                           "profile": {p: {"rows": int(sum(s.rows for s in part.shards)), "bytes": part.bytes}
+                                       for p, part in prepared.parts.items()}})
+    status: tracking.Status = "FAILED"
+    try:
+        cached = cached_parts(experiment, prepared)
+        job = Job(experiment, prepared, cached, run, name, place.cpus, tracker, console.event,
+                  entered=psutil.Process().create_time())
+        _fit(job, place, console)
+        result = {**json.loads(run.read("result.json")), "run": name, "bundle": f"{run.uri}/bundle"}
+        _leave(result, experiment, prepared, cached, run, tracker, name)
+        status = "FINISHED"
+    except (Interrupted, SystemExit):              # the latter: `ray job stop`
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(name, status)
+        result_id = tracker.run_id(name, timeout=30)
+        if not tracker.close(timeout=30):
+            console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in {_spool(run)}")
+    result["run_id"] = result_id
+    console.result(result)
+    return result
+
+
+def _fit(job: Job, place: cluster.Place, console: Console) -> None:
+    """Run the workers: one right here, or Ray Train's own processes."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from workflows.worker import work
+
+    wanted = job.experiment.workers
+    if place.in_process:
+        with _interruptible(job) as stop:
+            job.stop = stop
+            scaling = ScalingConfig(num_workers=0, use_gpu=wanted.gpus > 0)
+            TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
+        return
+    from workflows.console import relay
+    with relay(console) as tell:
+        job.tell = tell
+        resources = {"CPU": place.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
+        job.run.remove(FAILED)
+        trainer = TorchTrainer(
+            _attempt, train_loop_config={"job": job},
+            scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0,
+                                         resources_per_worker=resources),
+            run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=f"{job.run.uri}/ray",
+                                 failure_config=FailureConfig(max_failures=wanted.failures)))
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            raise Interrupted(_how_to_resume(job)) from None
+        finally:
+            _raise_failed(job.run)
+
+
+def _attempt(config: dict[str, Any]) -> None:
+    """One worker of one attempt. An error that would come again is left for the driver, and the next attempt ends."""
+    from workflows.loop import Diverged
+    from workflows.worker import work
+
+    job: Job = config["job"]
+    if job.run.exists(FAILED):
+        return
+    try:
+        work(job)
+    except (ValueError, Diverged) as error:
+        job.run.write(FAILED, json.dumps({"kind": type(error).__name__, "text": str(error)}).encode())
+        raise
+
+
+def _raise_failed(run: Storage) -> None:
+    """Raise what a worker left."""
+    from workflows.loop import Diverged
+    if run.exists(FAILED):
+        told = json.loads(run.read(FAILED))
+        run.remove(FAILED)
+        raise Diverged(told["text"]) if told["kind"] == "Diverged" else ValueError(told["text"])
+
+
+@contextmanager
+def _interruptible(job: Job) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the loop to stop after its step, with a checkpoint; a second one ends at once."""
+    from workflows.loop import Stopped
+
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if in_main else None
+    try:
+        yield asked.is_set
+    except (Stopped, KeyboardInterrupt):
+        raise Interrupted(_how_to_resume(job)) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _how_to_resume(job: Job) -> str:
+    source = job.experiment.source
+    file = f" {source}" if source not in ("", "experiment") else ""
+    return (f"stopped; checkpoints are in {job.run.uri}/checkpoints. Continue with: "
+            f"python -m workflows train{file} --resume {job.name} (and the same overrides)")
+
+
+def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
+           run: Storage, tracker: tracking.Recorder, name: str) -> None:
+    """Final metrics, pictures, experiment and bundle, in the run's folder and on record."""
+    from workflows import pictures
+
+    tracker.metrics(name, {k: v for k, v in result["metrics"].items() if k != "train/loss"}, result["steps"])
+    for method, values in result["baselines"].items():
+        tracker.metrics(name, {f"baseline/{method}/{k}": v for k, v in values.items()}, result["steps"])
+    local = _local(run)
+    made = local / "pictures"
+    made.mkdir(parents=True, exist_ok=True)
+    pictures.learning_curve(result["history"], result["primary"], made / "learning_curve.png")
+    pictures.predictions(experiment, prepared, run, made)
+    if run.local is None:
+        run.put(made, "pictures")
+        (local / "experiment.yaml").write_text(experiment.text())
+        for file in (run / "bundle").names():
+            (local / "bundle").mkdir(exist_ok=True)
+            (local / "bundle" / file).write_bytes((run / "bundle").read(file))
+    tracker.artifact(name, local / "experiment.yaml")
+    tracker.artifact(name, made, "pictures")
+    tracker.artifact(name, local / "bundle", "bundle")
+
+
+def _local(run: Storage) -> Path:
+    """The run's folder, or for a run in an object store a folder on this machine."""
+    return run.local or Path.home() / ".cache" / "rondo" / run.uri.rstrip("/").rpartition("/")[2]
+
+
+def _spool(run: Storage) -> Path:
+    return _local(run) / "tracking.jsonl"
+
+
+def _new_name(experiment: Experiment) -> str:
+    return f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
+    """The run to continue.
+
+    Raises:
+        ValueError: there is none, it is finished, or it is a run of another experiment.
+    """
+    if resume == "latest":
+        runs = [n for n in storage.names() if n.startswith(f"{experiment.name}-") and
+                (storage / n).exists("experiment.yaml") and not (storage / n).exists("result.json")]
+        if not runs:
+            raise ValueError(f"--resume: no unfinished run of {experiment.name!r} in {storage.uri}; leave --resume out "
+                             "to start one")
+        name = max(runs)
+    else:
+        name = resume.rstrip("/").rpartition("/")[2]
+    run = storage / name
+    if not run.exists("experiment.yaml"):
+        raise ValueError(f"--resume {resume}: no run of that name in {storage.uri}")
+    if run.exists("result.json"):
+        raise ValueError(f"--resume {resume}: that run is finished; its bundle is {run.uri}/bundle")
+    import yaml
+    before = dict(flatten(yaml.safe_load(run.read("experiment.yaml"))))
+    now = dict(flatten(experiment.plain()))
+    free = ("workers.", "tracking.", "storage")              # where it runs may change, what it computes may not
+    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in sorted(before.keys() | now.keys())
+               if before.get(k) != now.get(k) and not k.startswith(free)]
+    if changed:
+        raise ValueError(f"--resume {resume}: its checkpoints belong to another experiment ({'; '.join(changed[:5])}); "
+                         "use the same experiment and overrides")
+    return name
+
+
+@contextmanager
+def _torch_meanwhile() -> Iterator[None]:
+    """Import what training needs in a thread, while the caller waits for Ray to start."""
+    def load_modules() -> None:
+        for name in ("workflows.worker", "torch._dynamo"):       # the latter would cost the first optimizer 1.4 s
+            importlib.import_module(name)
+
+    thread = threading.Thread(target=load_modules, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+

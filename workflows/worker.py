@@ -1,0 +1,264 @@
+"""What each Ray Train worker does: model, batches, checkpoint, loop, final evaluation. The same on one or many."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+import models
+from datasets.ingest import Ingest
+from datasets.plan import Cursor, Plan, checksum, checksum_range
+from datasets.prepare import Prepared
+from datasets.views import View
+from models.batch import Batch
+from models.sequence import SequenceModel
+from workflows import bundle, checkpoint, loop
+from workflows.experiment import Experiment, dataset_of, storing_of
+from workflows.loop import Hooks, Progress, Step, Workers
+
+EVALUATION_ROWS = 256         # of a global batch when no gradients are kept
+
+
+@dataclass
+class Job:
+    """What a worker is handed.
+
+    Attributes:
+        experiment: to run.
+        prepared: its data.
+        cached: part -> references to its rows in the object store; a part that is not here streams.
+        run: storage of the run; name: of the run.
+        cpus: torch threads.
+        tracker: of the run (pickled: a handle).
+        tell: takes an event for the one who watches.
+        stop: asked between steps whether to stop; only in the process that was started.
+        entered: when the process that was called started, in seconds since 1970.
+    """
+
+    experiment: Experiment
+    prepared: Prepared
+    cached: dict[str, list[Any]]
+    run: Any
+    name: str
+    cpus: int
+    tracker: Any
+    tell: Callable[[dict[str, Any]], None]
+    stop: Callable[[], bool] = lambda: False
+    entered: float = 0.0
+
+
+class Data:
+    """The splits of a job, as steps for this worker."""
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
+                 workers: Workers) -> None:
+        self.experiment, self.prepared, self.cached, self.workers = experiment, prepared, cached, workers
+        self.dataset, self.storing = dataset_of(experiment), storing_of(experiment)
+        self.splits = [s for s in ("train", "validation", "test") if self._has(s)]
+
+    def _has(self, split: str) -> bool:
+        state = self.prepared.state
+        return split in self.prepared.parts or any(split in s.get("bounds", {}) for s in state.get("series", [])[:1])
+
+    def view(self, split: str) -> View:
+        return self.dataset.view(self.prepared, split, self.experiment.task)
+
+    def plan(self, view: View, *, training: bool) -> Plan:
+        settings = self.experiment.training
+        tokens = None if view.lengths is None else settings.batch_tokens
+        if not training and tokens is not None:
+            tokens = max(tokens, int(view.lengths.max())) if view.lengths is not None else tokens
+        return Plan(view.rows, _sizes(view), settings.batch_size if training else EVALUATION_ROWS * self.workers.world,
+                    settings.seed, self.storing.shuffle_bytes, training, tokens,
+                    view.lengths if tokens is not None else None)
+
+    def ingest(self, split: str, *, training: bool) -> Ingest:
+        view = self.view(split)
+        part = next(name for name, p in self.prepared.parts.items() if p is view.part)
+        return Ingest(view, self.prepared.storage, self.plan(view, training=training), self.workers.rank,
+                      self.workers.world, self.experiment.training.accumulate if training else 1,
+                      self.cached.get(part), pin=self.workers.device.type == "cuda")
+
+    def steps(self, ingest: Ingest, epochs: int, epoch: int = 0, place: tuple[int, int] = (0, 0)) -> Iterator[Step]:
+        """The loop's steps from a place on; floats of the precision asked for."""
+        double = self.experiment.training.precision == "fp64"
+        for cursor, ids, micro in ingest.steps(Cursor(epoch, *place), epochs):
+            own = ids[self.workers.rank::self.workers.world]
+            batches = [Batch(m.inputs, m.lengths, m.targets, m.weights, m.row_ids) for m in micro]
+            yield Step(cursor.epoch, (cursor.window, cursor.batch), ids.size,
+                       [_double(b) for b in batches] if double else batches, own.size, checksum(own))
+
+    def evaluation(self, split: str) -> Iterator[Step]:
+        """Every row of a split once, in stored order."""
+        return self.steps(self.ingest(split, training=False), 1)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Train, evaluate and write the bundle; the result, as plain values."""
+    workers = _join(job)
+    settings = job.experiment.training
+    data = Data(job.experiment, job.prepared, job.cached, workers)
+    model, spec = make_model(job.experiment, job.prepared, workers.device)
+    optimizer = loop.make_optimizer(model, settings)
+    checkpoints = job.run / "checkpoints"
+    found = _newest(checkpoints, workers)
+    progress = Progress()
+    if found is not None:
+        progress = Progress.of(checkpoint.restore(found[1], model, optimizer)["progress"])
+    ingest = data.ingest("train", training=True)
+    total = ingest.plan.total
+    if workers.rank == 0:
+        job.tell({"event": "start", "rows": total, "epochs": settings.epochs, "step": progress.step,
+                  "epoch": progress.epoch, "parameters": sum(p.numel() for p in model.parameters()),
+                  "streams": ingest.cached is None, "workers": workers.world})
+
+    def validate() -> dict[str, float]:
+        return loop.evaluate(model, data.evaluation("validation"), workers, precision=settings.precision)["model"]
+
+    steps = _Watched(data, ingest, job, workers, settings.epochs)
+    loop.fit(model, optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total), workers=workers,
+             progress=progress,
+             hooks=_hooks(job, model, optimizer, checkpoints, workers), validate=validate)
+    checkpoint.load_weights(model, _best(checkpoints, progress))
+    result = {**_final(model, data, workers, job, progress), "first_step_seconds": round(steps.first_step, 2)}
+    if workers.rank == 0:
+        bundle.save(job.run, "bundle", checkpoint.weights(model), experiment=job.experiment.plain(), spec=spec,
+                    state=job.prepared.state, metrics=result["metrics"], run=job.name)
+        job.run.write("result.json", json.dumps(result).encode())
+    if dist.is_initialized():
+        dist.barrier()
+    return result
+
+
+def make_model(experiment: Experiment, prepared: Prepared,
+               device: torch.device) -> tuple[SequenceModel, dict[str, Any]]:
+    """The model of an experiment with the weights that its seed gives, and what it was told of its rows."""
+    spec = dataset_of(experiment).spec(prepared.state, experiment.task)
+    torch.manual_seed(experiment.training.seed)
+    model: SequenceModel = models.build(spec, experiment.model, experiment.task)
+    return model.to(device, torch.float64 if experiment.training.precision == "fp64" else torch.float32), spec
+
+
+class _Watched:
+    """The steps of training, telling how far it is, at most a few times a second."""
+
+    def __init__(self, data: Data, ingest: Ingest, job: Job, workers: Workers, epochs: int) -> None:
+        self.data, self.ingest, self.job, self.epochs, self.told = data, ingest, job, epochs, workers.rank != 0
+        self.first_step = 0.0                     # seconds from the call to the end of the first step
+
+    def __call__(self, epoch: int, place: tuple[int, int]) -> Iterator[Step]:
+        first, last, rows = True, time.monotonic(), 0
+        for step in self.data.steps(self.ingest, self.epochs, epoch, place):
+            rows += step.rows
+            now = time.monotonic()
+            if not self.told and (first or now - last > 0.3):
+                self.job.tell({"event": "step", "epoch": step.epoch, "rows": rows, "first": first})
+                last, rows = now, 0
+            yield step
+            if first:
+                self.first_step, first = time.time() - self.job.entered, False
+
+
+def _join(job: Job) -> Workers:
+    torch.set_num_threads(job.cpus)
+    if job.experiment.workers.gpus:
+        from ray.train.torch import get_device
+        device: torch.device = get_device()
+    else:
+        device = torch.device("cpu")
+    from datasets.ingest import configure_ray_data
+    configure_ray_data()
+    return Workers(device)
+
+
+def _newest(checkpoints: Any, workers: Workers) -> tuple[str, dict[str, bytes]] | None:
+    """The newest complete checkpoint, as rank 0 sees it, read by every worker."""
+    found = checkpoint.latest(checkpoints) if workers.rank == 0 else None
+    if workers.world == 1:
+        return found
+    name = [found[0] if found else None]
+    dist.broadcast_object_list(name, src=0, device=workers.device)
+    if name[0] is None:
+        return None
+    return found or (name[0], checkpoint.read_files(checkpoints, name[0]))
+
+
+def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, checkpoints: Any,
+           workers: Workers) -> Hooks:
+    """Rank 0 records and saves; all workers meet at the end of an epoch, where Ray Train hears of it."""
+    chief = workers.rank == 0
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if chief:
+            job.tracker.metrics(job.name, metrics, step)
+
+    def epoch(metrics: dict[str, float], progress: Progress) -> None:
+        if chief:
+            job.tracker.metrics(job.name, metrics, progress.step)
+            job.tell({"event": "epoch", "epoch": progress.epoch, "metrics": metrics,
+                      "best": progress.best_step == progress.step})
+        from ray import train
+        train.report({**metrics, "epoch": progress.epoch, "step": progress.step})
+
+    def save(progress: Progress, best: bool) -> None:
+        if not chief:
+            return
+        if best:
+            checkpoint.write_files(checkpoints, f"best-{progress.step:09d}",
+                                   {"model.safetensors": checkpoint.weights(model)})
+        checkpoint.save(checkpoints, progress.step, model, optimizer, {"progress": progress.plain()})
+        for old in checkpoints.names():
+            if old.startswith("best-") and int(old[5:]) < progress.best_step:
+                checkpoints.delete(old)
+
+    return Hooks(log, epoch, save, job.stop)
+
+
+def _best(checkpoints: Any, progress: Progress) -> bytes:
+    if progress.best_step < 0:
+        raise loop.Diverged("the validation metric was never a finite number; try a lower training.learning_rate")
+    return checkpoint.read_files(checkpoints, f"best-{progress.best_step:09d}")["model.safetensors"]
+
+
+def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progress: Progress) -> dict[str, Any]:
+    """The best weights on validation and test, beside the baselines."""
+    settings = job.experiment.training
+    fitted = list(model.task.fitted_baselines())
+    if fitted:
+        loop.fit_baselines(fitted, data.evaluation("train"), workers)
+    metrics = {"train/loss": progress.history[_best_epoch(progress)]["train/loss"]}
+    others: dict[str, dict[str, float]] = {}
+    for split in data.splits[1:]:
+        found = loop.evaluate(model, data.evaluation(split), workers, precision=settings.precision,
+                              baselines=True, fitted=fitted)
+        metrics |= {f"{split}/{k}": v for k, v in found.pop("model").items()}
+        for method, values in found.items():
+            others.setdefault(method, {}).update({f"{split}/{k}": v for k, v in values.items()})
+    return {"metrics": metrics, "baselines": others, "seconds": round(progress.seconds, 3), "steps": progress.step,
+            "parameters": sum(p.numel() for p in model.parameters()), "best_step": progress.best_step,
+            "history": progress.history, "primary": model.task.primary,
+            "best_reachable": data.prepared.state.get("best", {})}
+
+
+def _best_epoch(progress: Progress) -> int:
+    """Place of the best epoch in the history."""
+    return next(i for i, h in enumerate(progress.history) if h["step"] == progress.best_step)
+
+
+def _sizes(view: View) -> NDArray[np.int64]:
+    return np.array([s.bytes for s in view.part.shards], np.int64)
+
+
+def _double(batch: Batch) -> Batch:
+    def wide(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v.double() if v.is_floating_point() else v for k, v in fields.items()}
+    return replace(batch, inputs=wide(batch.inputs), targets=wide(batch.targets), weights=batch.weights.double())
+
