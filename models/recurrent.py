@@ -80,6 +80,12 @@ class Recurrent(Family):
         Returns:
             y (B, T, size), anything finite in padded steps; the states after the last valid steps, each (L, B, H).
         """
+        if self.kernel.mode == "LSTM" and x.device.type == "cpu" and not cpu_has_bf16():
+            with torch.autocast("cpu", enabled=False):      # under autocast torch would call a kernel that fails here
+                return self._scan(x.to(hx[0].dtype), lengths, hx)
+        return self._scan(x, lengths, hx)
+
+    def _scan(self, x: Tensor, lengths: Tensor | None, hx: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         start = hx if len(hx) == 2 else hx[0]
         if lengths is None:
             y, last = self.kernel(x, start)
@@ -98,6 +104,11 @@ class Recurrent(Family):
             raise ValueError(f"state has {given}; this family needs {', '.join(self.state_names)} of shape {expected}; "
                              "pass what it returned for the same rows, or None")
         return state
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; elsewhere it is emulated, many times slower than fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def initialise(kernel: nn.RNNBase) -> None:

@@ -650,9 +650,22 @@ def connect(uri: str) -> Any:
         return MlflowClient(uri, uri)
     with open(f"{database}.lock", "w") as lock:  # processes that open a new store at once would corrupt it
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            _create(database)
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
         return client
+
+
+def _create(database: Path) -> None:
+    """Make a store whole or not at all: MLflow cannot open one whose maker was killed among its tables."""
+    from mlflow import MlflowClient
+
+    beside = database.with_name(f"{database.name}.new")
+    beside.unlink(missing_ok=True)
+    uri = f"sqlite:///{beside}"
+    MlflowClient(uri, uri).search_experiments(max_results=1)
+    os.replace(beside, database)
 
 
 def find(uri: str, key: str) -> str | None:

@@ -91,11 +91,14 @@ def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[A
 
 def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Place, console: Console, *,
          resumed: bool) -> dict[str, Any]:
+    from models.recurrent import cpu_has_bf16
     from workflows import loop
     from workflows.worker import Data, Job, make_model
 
     run = storage / name
     console.say(f"{name}: {'continued' if resumed else 'started'}, in {run.uri}")
+    if experiment.training.precision == "bf16" and not experiment.workers.gpus and not cpu_has_bf16():
+        console.say("note: this CPU has no bf16 instructions; training.precision=fp32 is many times faster here")
     with console.busy("preparing data"):
         prepared = prepare(experiment)
     import torch

@@ -439,6 +439,21 @@ def test_a_new_store_is_opened_by_one_process_at_a_time(store: str, tmp_path: Pa
     assert run_of(tracker._uri, "new").info.run_name == "new"
 
 
+def test_a_store_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
+    uri, beside = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlflow.db.new"
+    code = f"from workflows.tracking import connect; connect({uri!r})"
+    maker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + WAIT
+    while not (beside.exists() and beside.stat().st_size > 100_000):  # some tables of many
+        assert time.monotonic() < deadline and maker.poll() is None
+        time.sleep(0.001)
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [e.name for e in connect(uri).search_experiments()] == ["Default"]
+    assert not beside.exists()
+
+
 # With a server.
 
 
