@@ -30,6 +30,8 @@ from datasets.prepare import Part, read_rows
 from datasets.storage import Storage
 from datasets.views import Fields, Ids, Reader, View
 
+AHEAD = 4       # plan windows (as stored) that streaming keeps in the object store, about
+
 
 def configure_ray_data(*, progress: bool = False) -> None:
     """Settings of Ray Data for this process: order kept, quiet, and the reader that starts quickly."""
@@ -150,6 +152,9 @@ def _stream(view: View, storage: Storage, left: list[tuple[int, int, Ids]]) -> I
     if not left:
         return
     windows = ray.data.from_items([{"id": i} for i in range(len(left))], override_num_blocks=len(left))
+    largest = max(sum(part.shards[shard].bytes for shard in own) for _, _, own in left)
+    windows.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+        object_store_memory=AHEAD * largest)           # else Ray Data reads on until the object store is half full
     pipeline = windows.map_batches(read, batch_size=None, num_cpus=0,
                                    compute=ray.data.TaskPoolStrategy(size=1))
     blocks = iter(pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))

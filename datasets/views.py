@@ -72,7 +72,7 @@ class WindowView:
     targets: int
     known: slice
     observed: slice | None
-    constants: Mapping[str, NDArray[np.float64]]
+    constants: Mapping[str, NDArray[np.float32]]
     lengths: None = None
 
     @cached_property
@@ -127,22 +127,25 @@ class WindowReader:
         low, _ = v.starts
         chunk = np.searchsorted(v.before, ids, side="right") - 1
         start = self.place[chunk] + low[chunk] - v.offset[chunk] + v.stride * (ids - v.before[chunk])
-        width, size = (v.lookback + v.horizon) * v.channels, self.flat.itemsize
-        runs = np.lib.stride_tricks.as_strided(self.flat, (max(0, (self.flat.size - width) // v.channels + 1), width),
-                                               (v.channels * size, size), writeable=False)
-        cut = runs[start].reshape(-1, v.lookback + v.horizon, v.channels)
-        series = v.series[chunk]
-        future = cut[:, v.lookback:]
-        inputs = {"values": cut[:, :v.lookback]}
+        inputs = {"values": self._runs(start, v.lookback)}
+        future = self._runs(start + v.lookback, v.horizon)
         if v.known.start < v.known.stop:
             inputs["known"] = future[..., v.known]
         targets: dict[str, NDArray[Any]] = {"target": future[..., :v.targets]}
         if v.observed is not None:
             targets["observed"] = future[..., v.observed]
-        targets |= {name: table[series].astype(np.float32) for name, table in v.constants.items()}
+        series = v.series[chunk]
+        targets |= {name: table[series] for name, table in v.constants.items()}
         targets["series"] = series
         return {"inputs": inputs, "targets": targets,
                 "lengths": {"values": np.full(ids.size, v.lookback, np.int64)}}
+
+    def _runs(self, start: Ids, steps: int) -> NDArray[np.float32]:
+        """The `steps` steps from each of `start` (B,) on: (B, steps, C), copied once."""
+        width, one = steps * self.view.channels, self.view.channels * self.flat.itemsize
+        count = max(0, (self.flat.size - width) // self.view.channels + 1)
+        runs = np.lib.stride_tricks.as_strided(self.flat, (count, width), (one, self.flat.itemsize), writeable=False)
+        return runs[start].reshape(-1, steps, self.view.channels)
 
 
 def windows(state: Mapping[str, Any], split: str, lookback: int, horizon: int, *, stride: int = 1) -> tuple[Ids, Ids]:
@@ -230,7 +233,7 @@ class SeriesDataset:
             part, np.cumsum(offset == 0) - 1, offset, part.column("length"), first, count, stride, lookback, horizon,
             spec["channels"], spec["targets"], slice(end - spec["known"], end),
             slice(end, spec["channels"]) if spec["observed"] else None,
-            {name: np.array(table, np.float64) for name, table in constants.items()})
+            {name: np.array(table, np.float32) for name, table in constants.items()})
 
 
 @dataclass(frozen=True)

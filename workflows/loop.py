@@ -212,7 +212,7 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         now = rate(training, progress.rows / (rows * training.epochs), progress.rate_scale)
         for group in optimizer.param_groups:
             group["lr"] = now
-        torch.manual_seed(_mixed(training.seed, progress.step, workers.rank))
+        _seed(device, _mixed(training.seed, progress.step, workers.rank))
         loss, weight = _gradients(wrapped, model, step, training, workers)
         norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip or math.inf)
         at_log = (progress.step + 1) % training.log_steps == 0
@@ -361,6 +361,14 @@ def _next(moving: Iterator[Step], meter: _Meter) -> Step | None:
     step = next(moving, None)
     meter.waited += time.perf_counter() - start
     return step
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the one generator that a step draws from; ``torch.manual_seed`` takes 0.3 ms to reach for all devices."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _mixed(*numbers: int) -> int:

@@ -40,7 +40,8 @@ Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, 
 KEY_TAG = "rondo.key"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # in one log_batch
 MAX_PARAM, MAX_TAG, MAX_DIGEST, MAX_SOURCE = 6000, 8000, 36, 65535  # characters of a value
-LINGER = 0.2  # seconds between deliveries: points come in batches, and the sender leaves the cores to training
+LINGER = 5.0  # seconds between deliveries: points come in batches, and the sender leaves the cores to training
+RETRY = 0.2  # seconds before the first attempt after a failure; each further one waits twice as long
 LONGEST_PAUSE = 15.0  # seconds between attempts when the store is away
 PATIENCE = 5.0  # seconds for the last user of a spool to be gone
 GIVE_UP = 120.0  # seconds that one record may fail while the store answers other calls
@@ -296,9 +297,9 @@ class Tracker(Recorder):
                     self._away = mask(f"{type(error).__name__}: {error}")
                     attempts = min(attempts + 1, 10)
                     stuck = (stuck or time.monotonic()) if client is not None and _answers(client) else None
-                pause = min(LONGEST_PAUSE, LINGER * 2**attempts)
+                pause = min(LONGEST_PAUSE, RETRY * 2**attempts) if attempts else LINGER
                 if self._hurry.wait(pause) and attempts:
-                    time.sleep(LINGER)
+                    time.sleep(RETRY)
 
     def _deliver(self, client: Any, records: list[Record], limit: int, last_try: bool) -> None:
         """Deliver one record, or metrics of any runs. May be repeated. What MLflow refuses is noted and skipped."""

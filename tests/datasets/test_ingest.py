@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -120,3 +122,24 @@ def test_windows_are_the_runs_of_steps_they_name(source):
                 np.testing.assert_array_equal(fields["targets"]["target"][0], steps[start + 48:start + 72, :1])
             number += 1
     assert number == plan.total
+
+
+def test_streaming_reads_no_more_than_a_few_windows_ahead(tmp_path):
+    dataset = datasets.build("random_sequences", rows=200_000)
+    prepared = prepare(dataset, Storage(tmp_path), shard_bytes=250_000)
+    view = dataset.view(prepared, "train", TASK)
+    sizes = np.array([s.bytes for s in view.part.shards])
+    assert len(sizes) > 30
+    plan = Plan(view.rows, sizes, 32, window_bytes=int(sizes.max()))
+    before = object_store_bytes()
+    steps = Ingest(view, prepared.storage, plan).steps(BEGIN, 1)
+    next(steps)
+    time.sleep(3)                              # whoever reads on without bounds has read all of it by then
+    assert object_store_bytes() - before < sizes.sum() / 3
+    steps.close()
+
+
+def object_store_bytes():
+    from ray._private.internal_api import memory_summary
+    used = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+    return int(used[1]) << 20
