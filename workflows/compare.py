@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from workflows import cluster
-from workflows.console import Console, metrics_table
+from workflows.console import Console, best_row, metrics_table
 from workflows.experiment import Experiment, load
 
 
@@ -45,13 +46,11 @@ def compare(source: str | Path | None = None, overrides: list[str] | None = None
     split = "test" if any(k.startswith("test/") for k in first["metrics"]) else "validation"
     judged = f"{split}/{first['primary']}"
     ranking = sorted(results, key=lambda f: results[f]["metrics"][judged])
-    rows = {family: {**results[family]["metrics"], f"{split}/seconds": results[family]["seconds"]}
-            for family in ranking}
+    methods = {**{family: results[family]["metrics"] for family in ranking}, **first["baselines"]}
+    ranked = dict(sorted(methods.items(), key=lambda item: item[1].get(judged, math.inf)))
+    trained = {family: f"{results[family]['seconds']:.1f}" for family in ranking}
     console.say(f"\nranked by {judged}, one seed each:")
-    console.rich.print(metrics_table({**rows, **first["baselines"]}))
-    best = first.get("best_reachable")
-    if best:
-        console.say("best reachable, from how the data is made: " + ", ".join(f"{k} {v:.4f}" for k, v in best.items()))
+    console.rich.print(metrics_table({**ranked, **best_row(first)}, {"seconds": trained}))
     for family in ranking:
         console.say(f"{family}: pictures in {results[family]['bundle'].removesuffix('bundle')}pictures")
     return {"ranking": ranking, "metrics": {f: results[f]["metrics"] for f in ranking}, "baselines": first["baselines"],

@@ -78,7 +78,7 @@ class Console:
     def result(self, result: dict[str, Any]) -> None:
         """The final table: the model beside the baselines."""
         self._end_bar()
-        self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"]}))
+        self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.say(f"bundle: {result['bundle']}\nMLflow run: {result['run_id'] or 'not delivered yet'}")
 
     def _end_bar(self) -> None:
@@ -87,8 +87,18 @@ class Console:
             self.bar = self.task = None
 
 
-def metrics_table(methods: dict[str, dict[str, float]]) -> Table:
-    """Methods by metrics, the test split's where there is one; the columns are those of the first method."""
+def best_row(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """A row of the table for the best that can be reached, where that is known."""
+    reachable = {f"{split}/{name}": value for split in ("validation", "test")
+                 for name, value in result["best_reachable"].items()}
+    return {"best reachable": reachable} if reachable else {}
+
+
+def metrics_table(methods: dict[str, dict[str, float]], more: dict[str, dict[str, str]] | None = None) -> Table:
+    """Methods by metrics, the test split's where there is one; the columns are those of the first method.
+
+    `more` adds columns: heading -> method -> text.
+    """
     first = next(iter(methods.values()))
     split = next((s for s in ("test", "validation") if any(k.startswith(f"{s}/") for k in first)), "train")
     names = [k for k in first if k.startswith(f"{split}/") and not k.endswith("/loss")]
@@ -96,8 +106,12 @@ def metrics_table(methods: dict[str, dict[str, float]]) -> Table:
     made.add_column(split, no_wrap=True)
     for name in names:
         made.add_column(name.removeprefix(f"{split}/"), justify="right", no_wrap=True)
+    more = more or {}
+    for heading in more:
+        made.add_column(heading, justify="right", no_wrap=True)
     for method, values in methods.items():
-        made.add_row(method, *(f"{values[n]:.4f}" if n in values else "" for n in names))
+        made.add_row(method, *(f"{values[n]:.4f}" if n in values else "" for n in names),
+                     *(column.get(method, "") for column in more.values()))
     return made
 
 

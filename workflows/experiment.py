@@ -401,3 +401,9 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two plain experiments, where it runs (workers, tracking, storage) aside."""
+    there, here = dict(flatten(before)), dict(flatten(now))
+    free = ("workers.", "tracking.", "storage")              # where it runs may change, what it computes may not
+    return [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in sorted(there.keys() | here.keys())
+            if there.get(k) != here.get(k) and not k.startswith(free)]

@@ -17,17 +17,20 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"      # of the palette of Ok
 
 
 def learning_curve(history: list[dict[str, float]], primary: str, file: Path) -> None:
-    """Training loss and the validation metric that decides, by epoch; the best epoch marked."""
-    figure, axes = _figure(7, 4)
+    """Loss on training and validation rows, and below the validation metric that decides, by epoch."""
+    figure, (loss, judged) = _figure(7, 5.5, rows=2)
     epochs = [h["epoch"] + 1 for h in history]
-    judged = [h[f"validation/{primary}"] for h in history]
-    axes.plot(epochs, [h["train/loss"] for h in history], "o-", color=GREY, label="train/loss")
-    axes.plot(epochs, judged, "o-", color=BLUE, label=f"validation/{primary}")
-    best = int(np.nanargmin(judged))
-    axes.plot(epochs[best], judged[best], "o", color=ORANGE, markersize=11, fillstyle="none", label="best")
-    axes.set(xlabel="epoch", title="Learning curve")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    metric = [h[f"validation/{primary}"] for h in history]
+    loss.plot(epochs, [h["train/loss"] for h in history], "o-", color=GREY, label="train/loss (while it learns)")
+    loss.plot(epochs, [h["validation/loss"] for h in history], "o-", color=BLUE, label="validation/loss")
+    judged.plot(epochs, metric, "o-", color=BLUE, label=f"validation/{primary}")
+    best = int(np.nanargmin(metric))
+    judged.plot(epochs[best], metric[best], "o", color=ORANGE, markersize=11, fillstyle="none", label="best, kept")
+    judged.set(xlabel="epoch")
+    for axis in (loss, judged):
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False, fontsize=9)
+    loss.set_title("Learning curve", fontsize=9, loc="left")
     figure.savefig(file)
 
 
@@ -48,6 +51,8 @@ def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Pa
     view: Any = dataset_of(experiment).view(prepared, split, experiment.task)
     ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
     figure, axes = _figure(9, 2.6 * len(ids), rows=len(ids))
+    levels = sorted(experiment.task["quantiles"])
+    interval = f"{100 * (levels[-1] - levels[0]):.0f} % interval"
     model = bundle.load(run, "bundle").model
     for number, (axis, fields) in enumerate(zip(axes, _rows(view, prepared, ids), strict=True)):
         fields = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
@@ -68,14 +73,14 @@ def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Pa
         axis.plot(ahead, truth, color="black", linewidth=1, label="truth")
         axis.plot(ahead, out[:, out.shape[1] // 2], color=ORANGE, linewidth=1.6, label="forecast")
         if out.shape[1] > 1:
-            axis.fill_between(ahead, out[:, 0], out[:, -1], color=ORANGE, alpha=0.25, linewidth=0, label="interval")
+            axis.fill_between(ahead, out[:, 0], out[:, -1], color=ORANGE, alpha=0.25, linewidth=0, label=interval)
         name = prepared.state["series"][int(batch.targets["series"][0])]["name"]
         column = prepared.state["channels"]["targets"][target]
         axis.set_title(f"{split}, {f'series {name}, ' if name else ''}{column}", fontsize=9, loc="left")
         if number == 0:
             figure.legend(*axis.get_legend_handles_labels(), frameon=False, ncols=4, fontsize=9,
                           loc="outside upper right")
-    axes[-1].set_xlabel("steps from the forecast's start")
+    axes[-1].set_xlabel("steps from the start of the forecast")
     figure.savefig(file)
 
 
@@ -93,15 +98,15 @@ def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
     return found
 
 
-def _figure(width: float, height: float, *, rows: int | None = None) -> Any:
+def _figure(width: float, height: float, *, rows: int) -> Any:
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows or 1, 1, figsize=(width, height), dpi=120, layout="constrained",
+    figure, axes = pyplot.subplots(rows, 1, figsize=(width, height), dpi=120, layout="constrained",
                                    squeeze=False)
     pyplot.close(figure)
     axes = axes[:, 0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes if rows is not None else axes[0]
+    return figure, axes

@@ -25,7 +25,7 @@ import psutil
 from datasets.storage import Storage
 from workflows import cluster, tracking
 from workflows.console import Console
-from workflows.experiment import Experiment, dataset_of, flatten, load, storing_of
+from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
 
 if TYPE_CHECKING:
     from datasets.prepare import Prepared
@@ -281,11 +281,7 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
     if run.exists("result.json"):
         raise ValueError(f"--resume {resume}: that run is finished; its bundle is {run.uri}/bundle")
     import yaml
-    before = dict(flatten(yaml.safe_load(run.read("experiment.yaml"))))
-    now = dict(flatten(experiment.plain()))
-    free = ("workers.", "tracking.", "storage")              # where it runs may change, what it computes may not
-    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in sorted(before.keys() | now.keys())
-               if before.get(k) != now.get(k) and not k.startswith(free)]
+    changed = differences(yaml.safe_load(run.read("experiment.yaml")), experiment.plain())
     if changed:
         raise ValueError(f"--resume {resume}: its checkpoints belong to another experiment ({'; '.join(changed[:5])}); "
                          "use the same experiment and overrides")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from datasets.views import View
 from models.batch import Batch
 from models.sequence import SequenceModel
 from workflows import bundle, checkpoint, loop
-from workflows.experiment import Experiment, dataset_of, storing_of
+from workflows.experiment import Experiment, dataset_of, differences, storing_of
 from workflows.loop import Hooks, Progress, Step, Workers
 
 EVALUATION_ROWS = 256         # of a global batch when no gradients are kept
@@ -112,7 +113,7 @@ def work(job: Job) -> dict[str, Any]:
     found = _newest(checkpoints, workers)
     progress = Progress()
     if found is not None:
-        progress = Progress.of(checkpoint.restore(found[1], model, optimizer)["progress"])
+        progress = Progress.of(_restore(found, job.experiment, model, optimizer, checkpoints.uri))
     ingest = data.ingest("train", training=True)
     total = ingest.plan.total
     if workers.rank == 0:
@@ -191,6 +192,22 @@ def _newest(checkpoints: Any, workers: Workers) -> tuple[str, dict[str, bytes]] 
     return found or (name[0], checkpoint.read_files(checkpoints, name[0]))
 
 
+def _restore(found: tuple[str, dict[str, bytes]], experiment: Experiment, model: SequenceModel,
+             optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
+    """Put a checkpoint's tensors back; its progress.
+
+    Raises:
+        ValueError: it is a checkpoint of another experiment.
+    """
+    name, files = found
+    changed = differences(json.loads(files["state.json"])["experiment"], experiment.plain())
+    if changed:
+        raise ValueError(f"{where}/{name} is a checkpoint of another experiment ({'; '.join(changed[:5])}); "
+                         "use the same experiment and overrides, or start a new run")
+    progress: dict[str, Any] = checkpoint.restore(files, model, optimizer)["progress"]
+    return progress
+
+
 def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, checkpoints: Any,
            workers: Workers) -> Hooks:
     """Rank 0 records and saves; all workers meet at the end of an epoch, where Ray Train hears of it."""
@@ -214,7 +231,8 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
         if best:
             checkpoint.write_files(checkpoints, f"best-{progress.step:09d}",
                                    {"model.safetensors": checkpoint.weights(model)})
-        checkpoint.save(checkpoints, progress.step, model, optimizer, {"progress": progress.plain()})
+        checkpoint.save(checkpoints, progress.step, model, optimizer,
+                        {"progress": progress.plain(), "experiment": job.experiment.plain()})
         for old in checkpoints.names():
             if old.startswith("best-") and int(old[5:]) < progress.best_step:
                 checkpoints.delete(old)
@@ -245,7 +263,14 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
     return {"metrics": metrics, "baselines": others, "seconds": round(progress.seconds, 3), "steps": progress.step,
             "parameters": sum(p.numel() for p in model.parameters()), "best_step": progress.best_step,
             "history": progress.history, "primary": model.task.primary,
-            "best_reachable": data.prepared.state.get("best", {})}
+            "best_reachable": _reachable(data.prepared.state.get("best", {}), job.experiment.task)}
+
+
+def _reachable(best: dict[str, float], task: dict[str, Any]) -> dict[str, float]:
+    """The metrics that no model can beat, where the data says so and the task sees and asks for as much as that holds."""
+    if best.get("lookback", 0) > task.get("lookback", 0) or best.get("horizon", math.inf) < task.get("horizon", 0):
+        return {}
+    return {name: value for name, value in best.items() if name not in ("lookback", "horizon")}
 
 
 def _best_epoch(progress: Progress) -> int:

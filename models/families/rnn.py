@@ -5,6 +5,7 @@ Shapes: B rows, T time, D input size, H hidden size, L layers times directions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -16,11 +17,15 @@ from models.recurrent import Initial, Recurrent, inner_dropout
 
 Nonlinearity = Literal["tanh", "relu", "sigmoid"]
 Output = Literal["hidden", "article"]
+OutputNonlinearity = Literal["tanh", "relu", "sigmoid", "none"]
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "none": lambda x: x}
 
 
 def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: float = 0.0,
           bidirectional: bool = False, nonlinearity: Nonlinearity = "tanh", output: Output = "hidden",
-          initial: Initial = "zeros") -> Family:
+          output_nonlinearity: OutputNonlinearity = "tanh", initial: Initial = "zeros") -> Family:
     """A simple recurrent network: h_t = f(W x_t + U h_{t-1} + b).
 
     Args:
@@ -29,8 +34,9 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
         dropout: probability that a unit is dropped between layers; no effect with one layer.
         bidirectional: also read each row from its end; the output is then 2 * hidden_size wide.
         nonlinearity: f. tanh and relu run in torch's fused kernel, sigmoid in a plain loop that is slower.
-        output: hidden gives the last layer's h_t; article gives f(W h_t + V x_t + c), hidden_size units wide,
+        output: hidden gives the last layer's h_t; article gives y_t = g(W h_t + V x_t + c), hidden_size units wide,
             where h_t is the last layer's (both directions) and x_t the family's input.
+        output_nonlinearity: g, for output article: tanh, relu, sigmoid or none.
         initial: h_0: zeros; random, N(0, 0.1^2) for each row in training and zeros in evaluation; or learned.
 
     Raises:
@@ -39,20 +45,22 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
     check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers, dropout=dropout)
     check_choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
     check_choice("output", output, get_args(Output))
+    check_choice("output_nonlinearity", output_nonlinearity, get_args(OutputNonlinearity))
     kernel = nn.RNN(input_size, hidden_size, layers, batch_first=True, bidirectional=bidirectional,
                     dropout=inner_dropout(dropout, layers),
                     nonlinearity="relu" if nonlinearity == "relu" else "tanh")
-    return RNN(kernel, nonlinearity=nonlinearity, output=output, initial=initial)
+    return RNN(kernel, sigmoid=nonlinearity == "sigmoid", initial=initial,
+               output_nonlinearity=output_nonlinearity if output == "article" else None)
 
 
 class RNN(Recurrent):
     """See `build`. With the sigmoid, the kernel only holds the weights."""
 
-    def __init__(self, kernel: nn.RNN, *, nonlinearity: Nonlinearity, output: Output, initial: Initial) -> None:
+    def __init__(self, kernel: nn.RNN, *, sigmoid: bool, output_nonlinearity: OutputNonlinearity | None,
+                 initial: Initial) -> None:
         super().__init__(kernel, initial=initial)
-        self.nonlinearity = nonlinearity
-        self.article = output == "article"
-        if self.article:
+        self.sigmoid, self.output_nonlinearity = sigmoid, output_nonlinearity
+        if output_nonlinearity is not None:
             self.from_hidden = nn.Linear(self.size, kernel.hidden_size)                        # W and c
             self.from_input = nn.Linear(kernel.input_size, kernel.hidden_size, bias=False)     # V
             self.size = kernel.hidden_size
@@ -62,11 +70,9 @@ class RNN(Recurrent):
 
     def scan(self, x: Tensor, lengths: Tensor | None, hx: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Recurrent.scan`."""
-        y, last = self._sigmoid_scan(x, lengths, hx[0]) if self.nonlinearity == "sigmoid" else super().scan(
-            x, lengths, hx)
-        if self.article:
-            f = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[self.nonlinearity]
-            y = f(self.from_hidden(y) + self.from_input(x))
+        y, last = self._sigmoid_scan(x, lengths, hx[0]) if self.sigmoid else super().scan(x, lengths, hx)
+        if self.output_nonlinearity is not None:
+            y = FUNCTIONS[self.output_nonlinearity](self.from_hidden(y) + self.from_input(x))
         return y, last
 
     def _sigmoid_scan(self, x: Tensor, lengths: Tensor | None, hx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

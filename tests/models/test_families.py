@@ -125,18 +125,19 @@ def test_recurrent_family_follows_its_equations(name, options, layers, bidirecti
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("output_nonlinearity", [*NONLINEARITY, "none"])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITY)
-def test_article_output_reads_the_last_layer_and_the_input(nonlinearity, bidirectional):
+def test_article_output_reads_the_last_layer_and_the_input(nonlinearity, output_nonlinearity, bidirectional):
     options = {"layers": 2, "nonlinearity": nonlinearity, "bidirectional": bidirectional}
-    family = make("rnn", output="article", **options)
+    family = make("rnn", output="article", output_nonlinearity=output_nonlinearity, **options)
     x, lengths = rows(UNEQUAL)
     y, _ = family(x, lengths)
     w, v, c = (p.detach().numpy() for p in (family.from_hidden.weight, family.from_input.weight,
                                             family.from_hidden.bias))
-    f, expected = NONLINEARITY[nonlinearity], []
+    f, g, expected = NONLINEARITY[nonlinearity], NONLINEARITY.get(output_nonlinearity, lambda a: a), []
     for b, n in enumerate(lengths.tolist()):
         h, _ = textbook(family, x[b, :n].numpy(), f)
-        expected.append(np.stack([f(w @ h[t] + v @ x[b, t].numpy() + c) for t in range(n)]))
+        expected.append(np.stack([g(w @ h[t] + v @ x[b, t].numpy() + c) for t in range(n)]))
     assert family.size == 6
     assert_rows_equal(y, expected, lengths)
 
@@ -451,6 +452,7 @@ def test_options_out_of_range_are_refused(name, options, message):
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("rnn", {"nonlinearity": "cosine"}, "model.nonlinearity='cosine' is not known; use one of tanh, relu, sigmoid"),
     ("rnn", {"output": "both"}, "model.output='both' is not known; use one of hidden, article"),
+    ("rnn", {"output_nonlinearity": "x"}, "model.output_nonlinearity='x' is not known; use one of tanh, relu, sigmoid"),
     ("gru", {"initial": "ones"}, "model.initial='ones' is not known; use one of zeros, random, learned"),
     ("transformer", {"positions": "none"}, "model.positions='none' is not known; use one of rotary, sinusoidal"),
     ("transformer", {"heads": 0}, "model.heads=0 is too small"),
