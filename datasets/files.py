@@ -297,8 +297,13 @@ def _nearest(place: _Place) -> str:
 Blocks = Iterator[tuple[pa.Array, pa.Table]]            # numbers of the rows, from 0; the rows
 
 
+def _name(uri: str) -> str:
+    """What an ending is looked for in: without the options of s3://bucket/key?region=..., in small letters."""
+    return re.sub(r"\?\w+=.*$", "", uri).lower() if "://" in uri else uri.lower()
+
+
 def _reader(uri: str) -> Callable[[str, list[str] | None], Blocks]:
-    name = uri.lower()
+    name = _name(uri)
     if name.endswith(PARQUET):
         return _parquet_blocks
     for ending in COMPRESSED:
@@ -327,7 +332,7 @@ def _parquet_blocks(uri: str, columns: list[str] | None) -> Blocks:
 
 def _csv_blocks(uri: str, columns: list[str] | None) -> Blocks:
     system, path = open_input(uri)
-    delimiter = "\t" if ".tsv" in uri.lower()[-8:] else ","
+    delimiter = "\t" if ".tsv" in _name(uri)[-8:] else ","
     with system.open_input_stream(path, compression="detect") as stream:
         names = _header(uri, stream, delimiter)
     wanted = _checked(uri, names, columns)
@@ -335,18 +340,35 @@ def _csv_blocks(uri: str, columns: list[str] | None) -> Blocks:
         reader = pa_csv.open_csv(
             stream,
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            # Blank lines are read, as rows of empty strings, to keep the count of lines, and left out below.
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True,
-                                              ignore_empty_lines=len(names) == 1),
+            # Blank lines are read, as rows of empty strings, to keep the count of lines. Where there are several
+            # columns they are left out below; in a single column they are missing values.
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False),
             convert_options=pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}))
-        row = 0
+        row, suspect = 0, None
         for batch in reader:
             numbers, table = _numbers(row, len(batch)), pa.Table.from_batches([batch])
             row += len(batch)
             blank = _blank(table)
             if blank is not None:
                 numbers, table = numbers.filter(pc.invert(blank)), table.filter(pc.invert(blank))
+            if len(table):
+                last = table.slice(len(table) - 1).to_pylist()[0]
+                suspect = int(numbers[-1].as_py()) + 2 if any("\n" in (x or "") for x in last.values()) else None
             yield numbers, table.select(wanted)
+    if suspect is not None:
+        _check_quotes(uri, suspect)
+
+
+def _check_quotes(uri: str, row: int) -> None:
+    """Refuse a file whose last value spans lines because a quote is never closed: it swallowed all rows after it."""
+    system, path = open_input(uri)
+    quotes = 0
+    with system.open_input_stream(path, compression="detect") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            quotes += block.count(b'"')
+    if quotes % 2:
+        raise ValueError(f"{uri}, row {row}: a quote (\") opens here that is never closed, so that all lines after it "
+                         f"are read as one value; close or remove it")
 
 
 def _header(uri: str, stream: pa.NativeFile, delimiter: str) -> list[str]:

@@ -30,7 +30,7 @@ from datasets.prepare import Part, read_rows
 from datasets.storage import Storage
 from datasets.views import Fields, Ids, Reader, View
 
-AHEAD = 4       # plan windows (as stored) that streaming keeps in the object store, about
+AHEAD = 3       # plan windows that streaming keeps in the object store, about
 
 
 def configure_ray_data(*, progress: bool = False) -> None:
@@ -59,7 +59,13 @@ def cache(part: Part, storage: Storage) -> list[ray.ObjectRef[pa.Table]]:
     with user_errors():
         refs: list[ray.ObjectRef[pa.Table]] = numbers.map_batches(read, batch_size=None, num_cpus=0,
                                                                   compute=readers).to_arrow_refs()
-    return refs
+    join: Any = ray.remote(num_cpus=0)(_join)
+    return refs if len(refs) == 1 else [join.remote(*refs)]
+
+
+def _join(*tables: pa.Table) -> pa.Table:
+    """One table in one piece, so that whoever reads it in the object store need not copy it."""
+    return pa.concat_tables(tables).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def _stream(view: View, storage: Storage, left: list[tuple[int, int, Ids]]) -> I
     if not left:
         return
     windows = ray.data.from_items([{"id": i} for i in range(len(left))], override_num_blocks=len(left))
-    largest = max(sum(part.shards[shard].bytes for shard in own) for _, _, own in left)
+    largest = max(sum(part.shards[shard].memory for shard in own) for _, _, own in left)
     windows.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
         object_store_memory=AHEAD * largest)           # else Ray Data reads on until the object store is half full
     pipeline = windows.map_batches(read, batch_size=None, num_cpus=0,
@@ -183,20 +189,23 @@ def _ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
     ready: queue.Queue[Any] = queue.Queue(count)
     stop = threading.Event()
 
+    def hand(item: Any, error: BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
     def fill() -> None:
         try:
             for item in items:
-                while not stop.is_set():
-                    try:
-                        ready.put((item, None), timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                hand(item, None)
                 if stop.is_set():
                     return
-            ready.put((None, StopIteration()))
+            hand(None, StopIteration())
         except BaseException as error:                 # handed over: the reader raises it
-            ready.put((None, error))
+            hand(None, error)
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()

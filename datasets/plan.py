@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         rows: (S,) rows that start in each shard.
-        sizes: (S,) bytes that reading a shard takes.
+        sizes: (S,) bytes of memory that a shard takes once it is read.
         batch_rows: most rows in a global batch.
         batch_tokens: most steps in a global batch, padding included; None where all rows are equally long.
         lengths: (R,) steps of each row, in stored order; needed for batch_tokens.

@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 
     from datasets import RawDataset
 
-FORMAT = 1
+FORMAT = 2
 GROUP_BYTES = 1 << 20      # a Parquet row group: the least that is read to fetch a few rows of a shard
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of prepared rows."""
+    """One Parquet file of prepared rows: `bytes` as stored, compressed; `memory` bytes once read."""
 
     file: str
     rows: int
     bytes: int
+    memory: int
     sha256: str
     groups: tuple[int, ...]   # rows in each row group
 
@@ -68,6 +69,10 @@ class Part:
     @property
     def bytes(self) -> int:
         return sum(s.bytes for s in self.shards)
+
+    @property
+    def memory(self) -> int:
+        return sum(s.memory for s in self.shards)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def prepare(dataset: RawDataset, root: Storage, *, shard_bytes: int = 32 << 20) 
         manifest = {"format": FORMAT, "key": key, "kind": dataset.kind, "options": dataset.options(),
                     "sources": [{"uri": s.uri, "size": s.size, "mtime": s.mtime} for s in dataset.sources()],
                     "state": dataset.state(summaries), "parts": parts}
-    except ValueError:
+    except BaseException:                       # Ctrl-C too
         _clear(target, token)
         raise
     target.write("manifest.json", json.dumps(manifest).encode())
@@ -237,6 +242,7 @@ def _write_shard(table: pa.Table, target: Storage, name: str) -> pa.Table:
     places = pa.BufferOutputStream()
     narrow = [f.name for f in stored.schema if pa.types.is_integer(f.type)]
     pq.write_table(stored.select(narrow), places, compression="zstd")
-    entry = {"file": name, "rows": stored.num_rows, "bytes": data.size, "sha256": sha256(data), "groups": groups}
+    entry = {"file": name, "rows": stored.num_rows, "bytes": data.size, "memory": stored.nbytes,
+             "sha256": sha256(data), "groups": groups}
     return pa.table({"shard": [json.dumps(entry)], "index": [places.getvalue().to_pybytes()],
                      "summaries": [json.dumps(summaries)]})

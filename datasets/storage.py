@@ -37,7 +37,8 @@ class Storage:
         return Path(self.path) if isinstance(self.fs, pafs.LocalFileSystem) else None
 
     def __truediv__(self, name: str) -> Storage:
-        return Storage(f"{self.uri.rstrip('/')}/{name}")
+        base, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return Storage(f"{base.rstrip('/')}/{name}{mark}{query}")
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"

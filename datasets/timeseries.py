@@ -169,9 +169,9 @@ class TimeSeries(SeriesDataset):
         inputs = self.inputs()
         segments = self._segments(inputs)
         if self.categorical:
-            if self._small(inputs):
-                segments = segments.materialize()           # read once; the large ones are read twice instead
             with files.user_errors():
+                if self._small(inputs):
+                    segments = segments.materialize()       # read once; the large ones are read twice instead
                 self.categories = self._categories(segments, inputs)
         task = functools.partial(_encode_group, self, Files.of(inputs), CHUNK_BYTES)
         return {"series": self._by_series(segments, inputs, task)}
@@ -655,7 +655,7 @@ def _times(dataset: TimeSeries, block: pa.Table, place: _Block) -> tuple[Ints | 
 def _times_of_text(text: pa.ChunkedArray, column: str, place: _Block) -> tuple[Ints, str]:
     if pc.all(pc.match_substring_regex(text, r"^-?\d+$")).as_py():
         return pc.cast(text, pa.int64()).to_numpy(), ""
-    first = text[0].as_py()
+    first, lengths = text[0].as_py(), pc.utf8_length(text)
     zone = "Z" if re.search(r"(Z|[+-]\d\d:?\d\d)$", first) else ""           # written in UTC
     kind = pa.timestamp("us", "UTC" if zone else None)
     try:
@@ -664,9 +664,10 @@ def _times_of_text(text: pa.ChunkedArray, column: str, place: _Block) -> tuple[I
         bad = _first_bad(text, lambda part: pc.cast(part, kind))
         raise place.error(bad, f"{text[bad].as_py()!r} in column {column!r} is no time as ISO 8601 writes it "
                                f"(2024-01-31 12:00:00); correct it, or set time_format") from None
-    minutes = re.fullmatch(r".{11}\d\d(:\d\d)?", first)
-    clock = first[10:11] + ("" if len(first) <= 10 else "%H:%M" if minutes else "%H:%M:%S")
-    fraction = ".%f" if "." in first else ""
+    longest = text[pc.index(lengths, pc.max(lengths)).as_py()].as_py()          # some write midnight as the date alone
+    minutes = re.fullmatch(r".{11}\d\d(:\d\d)?", longest)
+    clock = longest[10:11] + ("" if len(longest) <= 10 else "%H:%M" if minutes else "%H:%M:%S")
+    fraction = ".%f" if "." in longest else ""
     return pc.cast(times, pa.int64()).to_numpy(), f"%Y-%m-%d{clock}{fraction}{zone}"
 
 
@@ -755,13 +756,18 @@ def _raw_series(segments: pa.Table, listed: Files) -> Iterator[_Raw]:
 
 
 def _one_style(segments: pa.Table, listed: Files) -> str:
+    """The fullest way in which a series' times are written."""
     styles = segments["style"].to_pylist()
+
+    def kind(style: str) -> str:
+        return ("dates with a time zone" if style.endswith("Z") else "dates") if style else "whole numbers"
+
     for style, file in zip(styles, segments["file"].to_pylist(), strict=True):
-        if bool(style) != bool(styles[0]):
-            raise ValueError(f"{listed.uris[file]}: the time is {'dates' if style else 'whole numbers'} here, but "
-                             f"{'dates' if styles[0] else 'whole numbers'} before; write all in one way")
-    first: str = styles[0]
-    return first
+        if kind(style) != kind(styles[0]):
+            raise ValueError(f"{listed.uris[file]}: the time is {kind(style)} here, but {kind(styles[0])} before; "
+                             f"write all in one way")
+    fullest: str = max(styles, key=len)
+    return fullest
 
 
 @dataclass
@@ -785,6 +791,7 @@ def _layout(dataset: TimeSeries, raw: _Raw, known: str | int = "auto") -> _Layou
         known: the frequency, where neither the dataset nor this series should say.
     """
     if dataset.time is None:
+        _check_no_blanks(dataset, raw)
         steps = np.arange(len(raw.rows), dtype=np.int64)
         return _Layout(steps, steps, Frequency(1, "step"), "row")
     kind: Literal["timestamp", "integer"] = "timestamp" if raw.style else "integer"
@@ -806,6 +813,16 @@ def _layout(dataset: TimeSeries, raw: _Raw, known: str | int = "auto") -> _Layou
         steps[a:b] = start + _steps(dataset, raw, a, b, frequency)
         start = int(steps[b - 1]) + 1
     return _Layout(steps, frequency.grid(raw.times[slice(*runs[0])], start), frequency, kind)
+
+
+def _check_no_blanks(dataset: TimeSeries, raw: _Raw) -> None:
+    """Without a time, a blank row that is left out would move all later steps."""
+    if dataset.series is None:
+        gaps = np.flatnonzero((np.diff(raw.rows) > 1) & (np.diff(raw.file) == 0))
+        if gaps.size:
+            i = int(gaps[0])
+            raise ValueError(f"{raw.listed.uris[raw.file[i]]}, row {raw.rows[i] + 1}: blank, but without dataset.time "
+                             f"each row is a step; remove the row, or write a missing value such as NA in it")
 
 
 def _runs(raw: _Raw) -> list[tuple[int, int]]:
@@ -922,14 +939,15 @@ def _encode_series(dataset: TimeSeries, raw: _Raw, chunk_bytes: int) -> pa.Table
     bounds = _bounds(dataset, raw, layout)
     used = max(b for _, b in bounds.values())
     observed = _scatter(dataset, raw, layout)                                   # (L, N), NaN where missing
-    mean, std = _statistics(dataset, raw, observed[slice(*bounds["train"])])
-    channels = _channels(dataset, raw, layout, observed, mean, std, dataset.categories)[:used]
+    mean, std, fill = _statistics(dataset, raw, observed[slice(*bounds["train"])])
+    channels = _channels(dataset, raw, layout, observed, (mean, std, fill), dataset.categories)[:used]
     season = dataset.season or SEASONS.get(str(layout.frequency), 1)
     other = channels.shape[1] - len(mean)
     summary = {
         "name": raw.name, "length": used, "start": int(layout.grid[0]), "unused": layout.length - used,
         "bounds": {part: list(span) for part, span in bounds.items()},
         "mean": [*mean.tolist(), *[0.0] * other], "std": [*std.tolist(), *[1.0] * other],
+        "fill": fill.tolist(),
         "mase": _mase(observed[slice(*bounds["train"]), :len(dataset.targets)], season),
         "missing": int(np.isnan(observed[:used]).sum()), "season": season,
         "frequency": _json_frequency(layout.frequency), "kind": layout.kind, "style": raw.style,
@@ -973,19 +991,22 @@ def _refuse_missing(raw: _Raw, column: str, missing: NDArray[np.bool_]) -> None:
                          f"in {len(missing)} rows; fill them in, or set dataset.missing to interpolate or mask")
 
 
-def _statistics(dataset: TimeSeries, raw: _Raw, train: Floats) -> tuple[Floats, Floats]:
-    """(mean (N,), deviation (N,)) of the values that were observed; a constant column has deviation 1."""
+def _statistics(dataset: TimeSeries, raw: _Raw, train: Floats) -> tuple[Floats, Floats, Floats]:
+    """(shift, divisor, what stands for a masked value once scaled), (N,) each, from the values that were observed.
+
+    Standard scaling has their mean and deviation (1 for a constant column), so that a masked value becomes 0.
+    """
     seen = ~np.isnan(train)
     count = seen.sum(0)
     for column, number in zip(dataset.numeric, count, strict=True):
         if number == 0:
             raise ValueError(f"{raw} has no value of column {column!r} in its {len(train)} training steps; leave out "
                              f"the column or the series, or change dataset.split")
-    if dataset.scale == "none":
-        return np.zeros(train.shape[1]), np.ones(train.shape[1])
     mean = np.where(seen, train, 0).sum(0) / count
+    if dataset.scale == "none":
+        return np.zeros(train.shape[1]), np.ones(train.shape[1]), mean
     std = np.sqrt((np.where(seen, train - mean, 0) ** 2).sum(0) / count)
-    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0), np.zeros(train.shape[1])
 
 
 def _mase(train: Floats, season: int) -> list[float | None]:
@@ -998,12 +1019,18 @@ def _mase(train: Floats, season: int) -> list[float | None]:
     return scales
 
 
-def _channels(dataset: TimeSeries, raw: _Raw, layout: _Layout, observed: Floats, mean: Floats, std: Floats,
+def _channels(dataset: TimeSeries, raw: _Raw, layout: _Layout, observed: Floats, scaling: tuple[Floats, Floats, Floats],
               categories: Mapping[str, list[str]]) -> NDArray[np.float32]:
-    """(L, C) float32: numbers scaled, one-hot names, calendar, and with a mask whether each target was observed."""
-    parts = [(_filled(dataset, observed) - mean) / std]
+    """(L, C) float32: numbers scaled, one-hot names, calendar, and with a mask whether each target was observed.
+
+    Args:
+        observed: (L, N) raw numbers, NaN where missing.
+        scaling: as `_statistics` gives it.
+    """
+    mean, std, fill = scaling
+    parts = [(_filled(dataset, raw, observed) - mean) / std]
     if dataset.missing == "mask":
-        parts[0] = np.nan_to_num(parts[0])
+        parts[0] = np.where(np.isnan(parts[0]), fill, parts[0])
     for i, column in enumerate(dataset.categorical):
         hot = np.zeros((layout.length, len(categories[column])))
         index = {name: k for k, name in enumerate(categories[column])}
@@ -1017,12 +1044,15 @@ def _channels(dataset: TimeSeries, raw: _Raw, layout: _Layout, observed: Floats,
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def _filled(dataset: TimeSeries, observed: Floats) -> Floats:
+def _filled(dataset: TimeSeries, raw: _Raw, observed: Floats) -> Floats:
     if dataset.missing != "interpolate" or not np.isnan(observed).any():
         return observed
     filled, steps = observed.copy(), np.arange(len(observed))
-    for column in filled.T:
+    for name, column in zip(dataset.numeric, filled.T, strict=True):
         seen = ~np.isnan(column)
+        if not seen.any():
+            raise ValueError(f"{raw.at(0)}: column {name!r} has no value from here on, in all {len(column)} steps, so "
+                             f"there is nothing to interpolate from; give some values or leave the series out")
         column[~seen] = np.interp(steps[~seen], steps[seen], column[seen])
     return filled
 
@@ -1045,10 +1075,10 @@ def _request(dataset: TimeSeries, raw: _Raw, state: State, known: State | None) 
     observed = _scatter(dataset, raw, layout)
     numbers = len(dataset.numeric)
     if known is None:
-        mean, std = _statistics(dataset, raw, observed)
+        mean, std, fill = _statistics(dataset, raw, observed)
     else:
-        mean, std = np.array(known["mean"][:numbers]), np.array(known["std"][:numbers])
-    values = _channels(dataset, raw, layout, observed, mean, std, state["channels"]["categorical"])
+        mean, std, fill = (np.array(known[name][:numbers]) for name in ("mean", "std", "fill"))
+    values = _channels(dataset, raw, layout, observed, (mean, std, fill), state["channels"]["categorical"])
     other = values.shape[1] - numbers
     return Request(raw.name, layout.grid, values, np.append(mean, np.zeros(other)), np.append(std, np.ones(other)),
                    layout.frequency, raw.style, dataset.calendar)

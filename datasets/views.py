@@ -106,8 +106,7 @@ class WindowView:
         return np.unique(np.concatenate(found))
 
     def open(self, stored: Ids, table: pa.Table) -> WindowReader:
-        values = table["values"].combine_chunks()
-        flat = values.flatten().to_numpy(zero_copy_only=True)
+        flat = _flat(table["values"])
         place = np.full(self.offset.size, -1, np.int64)                            # step of flat where a chunk begins
         place[stored] = np.cumsum(self.length[stored]) - self.length[stored]
         return WindowReader(self, flat, place)
@@ -265,7 +264,7 @@ class RowView:
         return np.flatnonzero(np.isin(self.part.shard_of, shards))
 
     def open(self, stored: Ids, table: pa.Table) -> RowReader:
-        flat = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=True)
+        flat = _flat(table["values"])
         steps = self.part.column("length")[stored]
         targets = {name: np.asarray(_column(table[name])) for name in self.targets}
         return RowReader(stored, flat.reshape(-1, self.channels), np.cumsum(steps) - steps, steps, targets,
@@ -295,6 +294,13 @@ class RowReader:
         constants = {name: np.full(ids.size, value, np.float32) for name, value in self.constants.items()}
         return {"inputs": {"values": values}, "lengths": {"values": steps},
                 "targets": {**{name: column[rows] for name, column in self.targets.items()}, **constants}}
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """The numbers of a column of lists, one after the other; not copied where the column is in one piece."""
+    values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    flat: NDArray[np.float32] = values.flatten().to_numpy(zero_copy_only=True)
+    return flat
 
 
 def _column(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -23,6 +23,8 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
         @wraps(function)
         def run(*args: Any, as_json: bool = False, verbose: bool = False, **kwargs: Any) -> None:
             start = time.time()
+            if as_json and kwargs.get("output", "") is None:
+                _fail("--json and predictions cannot both go to stdout; name a file for them with -o", 2)
             try:
                 result = function(*args, verbose=verbose, **kwargs)
             except KeyboardInterrupt:
@@ -70,10 +72,10 @@ EXPERIMENT = click.argument("words", nargs=-1, metavar="[EXPERIMENT] [KEY=VALUE]
 
 def _split(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
     """The experiment, if one is named, and the overrides."""
-    files = [w for w in words if "=" not in w]
+    files = [w for w in words if "=" not in w or "/" in w.partition("=")[0]]
     if len(files) > 1:
         raise ValueError(f"one experiment at a time, not {len(files)}: {', '.join(files)}; options are key=value")
-    return (files[0] if files else None), [w for w in words if "=" in w]
+    return (files[0] if files else None), [w for w in words if w not in files]
 
 
 @EXPERIMENT

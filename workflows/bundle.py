@@ -42,13 +42,13 @@ def save(folder: Folder, name: str, weights: bytes, *, experiment: Mapping[str, 
     write_files(folder, name, {"model.safetensors": weights, "bundle.json": json.dumps(told, indent=1).encode()})
 
 
-def load(folder: Folder, name: str) -> Bundle:
-    """Read a bundle.
+def load(folder: Folder, name: str = "") -> Bundle:
+    """Read a bundle below `name`, or that the folder itself is.
 
     Raises:
         ValueError: not a bundle, or a damaged one, or one of another version of Rondo.
     """
-    where = f"{folder.uri}/{name}".rstrip("/.")
+    where = f"{folder.uri}/{name}".rstrip("/")
     files = read_files(folder, name)
     if not {"bundle.json", "model.safetensors"} <= files.keys():
         raise ValueError(f"{where}: not a bundle: bundle.json or model.safetensors is not in its manifest")
@@ -56,5 +56,7 @@ def load(folder: Folder, name: str) -> Bundle:
     if told.get("format") != FORMAT:
         raise ValueError(f"{where}: bundle format {told.get('format')!r}; this version of Rondo reads {FORMAT}")
     model: SequenceModel = models.build(told["spec"], told["experiment"]["model"], told["experiment"]["task"])
+    if told["experiment"].get("training", {}).get("precision") == "fp64":
+        model.double()
     load_weights(model, files["model.safetensors"])
     return Bundle(told["experiment"], told["spec"], told["state"], told["metrics"], told["run"], model.eval())

@@ -33,22 +33,22 @@ def write_files(folder: Folder, name: str, files: dict[str, bytes]) -> None:
     folder.write(f"{name}/manifest.json", json.dumps({"format": FORMAT, "files": told}).encode())
 
 
-def read_files(folder: Folder, name: str) -> dict[str, bytes]:
-    """All files below `name`, each checked against the manifest.
+def read_files(folder: Folder, name: str = "") -> dict[str, bytes]:
+    """All files below `name`, or of the folder itself, each checked against the manifest.
 
     Raises:
         ValueError: no manifest, or a file that is missing, cut short or changed.
     """
-    where = f"{folder.uri}/{name}".rstrip("/.")
+    where, prefix = (f"{folder.uri}/{name}", f"{name}/") if name else (folder.uri, "")
     try:
         told = {file: (int(one["bytes"]), str(one["sha256"]))
-                for file, one in json.loads(folder.read(f"{name}/manifest.json"))["files"].items()}
+                for file, one in json.loads(folder.read(f"{prefix}manifest.json"))["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{where}: no readable manifest.json; this is not a complete checkpoint or bundle") from None
     files = {}
     for file, (size, checksum) in told.items():
         try:
-            data = folder.read(f"{name}/{file}")
+            data = folder.read(f"{prefix}{file}")
         except OSError:
             raise ValueError(f"{where}/{file}: missing, though the manifest names it; use another copy") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != checksum:

@@ -31,11 +31,13 @@ class Place:
         own: it was started for this process and ends with it.
         in_process: one worker can run right here.
         cpus: of each worker.
+        grown: an autoscaler was asked for what the workers need.
     """
 
     own: bool
     in_process: bool
     cpus: int
+    grown: bool = False
 
 
 def in_job() -> bool:
@@ -100,11 +102,10 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
             break
         except ValueError:
             if time.monotonic() >= deadline:
-                if own:
-                    ray.shutdown()
+                disconnect(Place(own, False, cpus, grown=workers.wait > 0))
                 raise
             time.sleep(1)
-    return Place(own=own, in_process=local and workers.count == 1, cpus=cpus)
+    return Place(own=own, in_process=local and workers.count == 1, cpus=cpus, grown=workers.wait > 0)
 
 
 def check_machine(workers: Workers) -> None:
@@ -134,7 +135,10 @@ def _check(workers: Workers, total: dict[str, Any], said: str) -> None:
 
 
 def disconnect(place: Place) -> None:
-    """End the Ray that was started for this process; leave others alone."""
+    """End the Ray that was started for this process; of another, only take back what its autoscaler was asked for."""
     import ray
+    if place.grown:
+        from ray.autoscaler.sdk import request_resources
+        request_resources(bundles=[])
     if place.own:
         ray.shutdown()

@@ -29,8 +29,10 @@ def compare(source: str | Path | None = None, overrides: list[str] | None = None
     """
     from workflows.train import train
 
+    name = load(source, overrides).name
     experiments: dict[str, Experiment] = {
-        family: load(source, [*(overrides or []), f"model.family={family}"]) for family in families}
+        family: load(source, [*(overrides or []), f"model.family={family}", f"name={name}-{family}"])
+        for family in families}
     results: dict[str, dict[str, Any]] = {}
     console = Console()
     for experiment in experiments.values():
@@ -39,7 +41,7 @@ def compare(source: str | Path | None = None, overrides: list[str] | None = None
     try:
         for family, experiment in experiments.items():
             console.say(f"\n== {family}")
-            results[family] = train(experiment.replace(name=f"{experiment.name}-{family}"), verbose=verbose)
+            results[family] = train(experiment, verbose=verbose)
     finally:
         cluster.disconnect(place)
     first = next(iter(results.values()))

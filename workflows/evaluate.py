@@ -35,7 +35,7 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
     from workflows.worker import Data
 
     folder = open_bundle(bundle)
-    told = bundles.load(folder, ".")
+    told = bundles.load(folder)
     experiment = load(told.experiment, overrides)
     cluster.check_paths(experiment)
     tracking.check(experiment.tracking.uri)
@@ -48,6 +48,10 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
                        if spec[k] != told.spec.get(k)]
             raise ValueError(f"this data does not fit the bundle ({'; '.join(changed)}); "
                              "give data with the same columns")
+        if prepared.state.get("channels") != told.state.get("channels"):
+            raise ValueError(f"this data does not fit the bundle: its columns and categories are "
+                             f"{prepared.state['channels']} here, {told.state['channels']} in the bundle; give data "
+                             "with the same ones")
         workers = loop.Workers(torch.device("cpu"))
         data = Data(experiment, prepared, cached_parts(experiment, prepared), workers)
         if split not in data.splits:

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from workflows.settings import Storing, Tracking, Training, Workers
+from workflows.tracking import without_secrets
 
 if typing.TYPE_CHECKING:
     from datasets import RawDataset
@@ -44,12 +45,14 @@ class Experiment:
     storage: str = "runs"
     tracking: Tracking = field(default_factory=Tracking)
     source: str = ""                      # the file it was read from, for messages
+    overrides: tuple[str, ...] = field(default=(), compare=False)       # what changed it, for messages
 
     def plain(self) -> dict[str, Any]:
-        """Everything but the source, as nested plain values."""
+        """What it says, as nested plain values; user names, passwords and keys in URIs are left out."""
         told = asdict(self)
-        del told["source"]
-        return told
+        del told["source"], told["overrides"]
+        public: dict[str, Any] = _each_text(told, without_secrets)
+        return public
 
     def text(self) -> str:
         """The experiment as YAML, every option written out."""
@@ -78,7 +81,7 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: list[s
     if problems:
         raise ValueError("\n".join(f"{where}: {p}" for p in problems))
     try:
-        made = Experiment(**chosen, source=where)
+        made = Experiment(**chosen, source=where, overrides=tuple(overrides or ()))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     _check_combinations(made, where)
@@ -252,28 +255,30 @@ def _override(told: dict[str, Any], text: str) -> None:
 
 def _expand(value: Any, where: str) -> Any:
     """The value with ``${NAME}`` replaced by environment variables, in every text."""
-    if isinstance(value, dict):
-        return {k: _expand(v, where) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, where) for v in value]
-    if not isinstance(value, str):
-        return value
-
     def variable(found: re.Match[str]) -> str:
         name = found.group(1)
         if name not in os.environ and name not in ENVIRONMENT:
-            raise ValueError(f"{where}: {value!r} names the environment variable {name}, which is not set; "
+            raise ValueError(f"{where}: {found.string!r} names the environment variable {name}, which is not set; "
                              f"export {name}=...")
         return os.environ.get(name, ENVIRONMENT.get(name, ""))
 
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+    return _each_text(value, lambda text: re.sub(r"\$\{(\w+)\}", variable, text))
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed; keys stay."""
+    if isinstance(value, dict):
+        return {k: _each_text(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_each_text(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Each section checked and completed with its defaults; what is wrong is added to `problems`."""
     from models import families, tasks
 
-    known = [f.name for f in fields(Experiment) if f.name != "source"]
+    known = [f.name for f in fields(Experiment) if f.name not in ("source", "overrides")]
     for key in told.keys() - set(known):
         problems.append(_unknown("", key, told[key], known))
     chosen: dict[str, Any] = {}

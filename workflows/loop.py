@@ -226,18 +226,20 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         _advance(progress, step)
         following = _next(moving, meter)
         ends_epoch = following is None or following.epoch != step.epoch
+        stops = hooks.stop()
+        saves = bool(training.checkpoint_steps) and progress.step % training.checkpoint_steps == 0
+        if ends_epoch or saves or stops:
+            _check_finite(norm, step, progress, now, training)       # of weights that are not finite nothing is saved
         if at_log:
             hooks.log({"train/learning_rate": now, "train/gradient_norm": float(norm)} | meter.since(), progress.step)
         if ends_epoch:
             _end_epoch(model, training, progress, meter, workers, hooks, validate, rows, expected_checksum)
             if _out_of_patience(training, progress):
                 break
-        elif training.checkpoint_steps and progress.step % training.checkpoint_steps == 0:
+        elif saves or stops:
             meter.total(progress)
             hooks.save(progress, False)
-        if not ends_epoch and hooks.stop():
-            meter.total(progress)
-            hooks.save(progress, False)
+        if stops and following is not None:
             raise Stopped
         step = following
     if not workers.agree(model):

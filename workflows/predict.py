@@ -36,7 +36,7 @@ def predict(bundle: str | Path, file: str | Path, output: str | Path | None = No
 
     if output is not None and Path(output).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{output}: the output is CSV or Parquet; name it .csv or .parquet")
-    told = bundles.load(open_bundle(bundle), ".")
+    told = bundles.load(open_bundle(bundle))
     if told.experiment["task"]["kind"] != "forecast":
         raise ValueError(f"{bundle}: predict has no raw input for dataset.kind="
                          f"{told.experiment['dataset']['kind']!r}; it forecasts time series")
@@ -50,9 +50,9 @@ def predict(bundle: str | Path, file: str | Path, output: str | Path | None = No
     else:
         pq.write_table(table, sink)
     from datasets.storage import Storage
-    target = Path(output).resolve()
-    Storage(target.parent).write(target.name, sink.getvalue())
-    return {"rows": table.num_rows, "output": str(target)}
+    folder, _, name = str(output if "://" in str(output) else Path(output).resolve()).rpartition("/")
+    Storage(folder).write(name, sink.getvalue())
+    return {"rows": table.num_rows, "output": f"{folder}/{name}"}
 
 
 def forecast(told: Bundle, file: str) -> pa.Table:
@@ -80,6 +80,7 @@ def forecast(told: Bundle, file: str) -> pa.Table:
         if told.spec["known"]:
             inputs["known"] = torch.from_numpy(np.stack([k for k, _ in known]))
         count = len(some)
+        inputs = {name: x.to(next(told.model.parameters()).dtype) for name, x in inputs.items()}
         batch = Batch(inputs, {"values": torch.full((count,), lookback)}, {}, torch.ones(count), torch.arange(count))
         with torch.inference_mode():
             out = told.model.task.predict(told.model, batch)["quantiles"].double().numpy()      # (B, Z, N, Q)

@@ -111,6 +111,7 @@ class Storing:
     Attributes:
         shuffle_bytes: rows are shuffled inside groups of shards of at most this many bytes; bounds a worker's memory.
         cache_bytes: a split's data up to this size is read once and kept in memory; larger data streams every epoch.
+            At most 8 GiB.
         shard_bytes: size of a prepared file.
     """
 
@@ -122,3 +123,6 @@ class Storing:
         for key, low in {"shuffle_bytes": 1, "cache_bytes": 0, "shard_bytes": 1}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"dataset.{key}={getattr(self, key)} is too small; use at least {low}")
+        if self.cache_bytes > 8 << 30:             # Arrow counts the numbers of one piece in 32 bits
+            raise ValueError(f"dataset.cache_bytes={self.cache_bytes} is too large; use at most {8 << 30}, "
+                             "and let larger data stream")

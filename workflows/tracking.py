@@ -551,7 +551,37 @@ def mask(text: str) -> str:
     """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
     text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
     text = re.sub(r"://[^\s/:@]+@", "://***@", text)  # a token alone
-    return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|api_?key)=)[^\s&'\"]+", r"\1***", text)
+    return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
+
+
+def without_secrets(text: str) -> str:
+    """The text with no user, password or token in its URIs, for files that are passed on."""
+    return re.sub(r"://[^\s/@]+@", "://", mask(text))
+
+
+def busy(spool: Path) -> bool:
+    """Whether the tracker of a run that goes on uses the spool; one killed a moment ago is given time to be gone."""
+    if not spool.exists():
+        return False
+    with open(spool, "ab") as file:
+        try:
+            _own(file.fileno(), spool)
+        except RuntimeError:
+            return True
+    return False
+
+
+def settled(spool: Path) -> bool:
+    """Whether a spool's last run has ended and all is delivered; True where there is no spool."""
+    if not spool.exists():
+        return True
+    lines = spool.read_bytes().splitlines()
+    last = _parse(lines[-1]) if lines else None
+    try:
+        sent = json.loads(spool.with_name(f"{spool.name}.ack").read_text())["offset"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return last is not None and last["op"] == "end" and bool(sent >= spool.stat().st_size)
 
 
 def absolute(uri: str) -> str:

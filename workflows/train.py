@@ -11,6 +11,8 @@ if __name__ == "__main__":         # the imports below would look in the wrong f
 
 import importlib
 import json
+import re
+import shlex
 import signal
 import threading
 import uuid
@@ -86,7 +88,7 @@ def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[A
     """References to the rows of each part that fits the cache budget; hold them while they are used."""
     from datasets.ingest import cache
     budget = storing_of(experiment).cache_bytes
-    return {name: cache(part, prepared.storage) for name, part in prepared.parts.items() if part.bytes <= budget}
+    return {name: cache(part, prepared.storage) for name, part in prepared.parts.items() if part.memory <= budget}
 
 
 def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Place, console: Console, *,
@@ -120,10 +122,10 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         job = Job(experiment, prepared, cached, run, name, place.cpus, tracker, console.event,
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
-        result = {**json.loads(run.read("result.json")), "run": name, "bundle": f"{run.uri}/bundle"}
+        result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri}
         _leave(result, experiment, prepared, cached, run, tracker, name)
         status = "FINISHED"
-    except (Interrupted, SystemExit):              # the latter: `ray job stop`
+    except (Interrupted, KeyboardInterrupt, SystemExit):              # the last: `ray job stop`
         status = "KILLED"
         raise
     finally:
@@ -159,13 +161,17 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
             _attempt, train_loop_config={"job": job},
             scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0,
                                          resources_per_worker=resources),
-            run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=f"{job.run.uri}/ray",
+            run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
                                  failure_config=FailureConfig(max_failures=wanted.failures)))
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):    # Ray Train has a handler of its own for Ctrl-C, which exits
             raise Interrupted(_how_to_resume(job)) from None
         finally:
+            if in_main:
+                signal.signal(signal.SIGINT, before)
             _raise_failed(job.run)
 
 
@@ -218,9 +224,9 @@ def _interruptible(job: Job) -> Iterator[Callable[[], bool]]:
 
 def _how_to_resume(job: Job) -> str:
     source = job.experiment.source
-    file = f" {source}" if source not in ("", "experiment") else ""
-    return (f"stopped; checkpoints are in {job.run.uri}/checkpoints. Continue with: "
-            f"python -m workflows train{file} --resume {job.name} (and the same overrides)")
+    words = [*([source] if source not in ("", "experiment") else []), "--resume", job.name, *job.experiment.overrides]
+    return (f"stopped; checkpoints are in {(job.run / 'checkpoints').uri}. Continue with: "
+            f"python -m workflows train {tracking.mask(shlex.join(words))}")
 
 
 def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
@@ -228,9 +234,10 @@ def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, c
     """Final metrics, pictures, experiment and bundle, in the run's folder and on record."""
     from workflows import pictures
 
-    tracker.metrics(name, {k: v for k, v in result["metrics"].items() if k != "train/loss"}, result["steps"])
+    final = result["steps"] + 1          # the last epoch's step has validation metrics of its own, of other weights
+    tracker.metrics(name, {k: v for k, v in result["metrics"].items() if k != "train/loss"}, final)
     for method, values in result["baselines"].items():
-        tracker.metrics(name, {f"baseline/{method}/{k}": v for k, v in values.items()}, result["steps"])
+        tracker.metrics(name, {f"baseline/{method}/{k}": v for k, v in values.items()}, final)
     local = _local(run)
     made = local / "pictures"
     made.mkdir(parents=True, exist_ok=True)
@@ -267,8 +274,9 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
         ValueError: there is none, it is finished, or it is a run of another experiment.
     """
     if resume == "latest":
-        runs = [n for n in storage.names() if n.startswith(f"{experiment.name}-") and
-                (storage / n).exists("experiment.yaml") and not (storage / n).exists("result.json")]
+        named = re.compile(rf"{re.escape(experiment.name)}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}")
+        runs = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
+                and not _finished(storage / n)]
         if not runs:
             raise ValueError(f"--resume: no unfinished run of {experiment.name!r} in {storage.uri}; leave --resume out "
                              "to start one")
@@ -278,14 +286,21 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
     run = storage / name
     if not run.exists("experiment.yaml"):
         raise ValueError(f"--resume {resume}: no run of that name in {storage.uri}")
-    if run.exists("result.json"):
-        raise ValueError(f"--resume {resume}: that run is finished; its bundle is {run.uri}/bundle")
+    if _finished(run):
+        raise ValueError(f"--resume {resume}: that run is finished; its bundle is {(run / 'bundle').uri}")
+    if tracking.busy(_spool(run)):
+        raise ValueError(f"--resume {resume}: that run is still going on; wait for its end, or stop it first")
     import yaml
     changed = differences(yaml.safe_load(run.read("experiment.yaml")), experiment.plain())
     if changed:
         raise ValueError(f"--resume {resume}: its checkpoints belong to another experiment ({'; '.join(changed[:5])}); "
                          "use the same experiment and overrides")
     return name
+
+
+def _finished(run: Storage) -> bool:
+    """Whether a run is trained, and nothing of its record is left to deliver."""
+    return run.exists("result.json") and tracking.settled(_spool(run))
 
 
 @contextmanager

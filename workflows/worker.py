@@ -113,7 +113,7 @@ def work(job: Job) -> dict[str, Any]:
     found = _newest(checkpoints, workers)
     progress = Progress()
     if found is not None:
-        progress = Progress.of(_restore(found, job.experiment, model, optimizer, checkpoints.uri))
+        progress = Progress.of(_restore(found, job, model, optimizer, checkpoints.uri))
     ingest = data.ingest("train", training=True)
     total = ingest.plan.total
     if workers.rank == 0:
@@ -192,18 +192,22 @@ def _newest(checkpoints: Any, workers: Workers) -> tuple[str, dict[str, bytes]] 
     return found or (name[0], checkpoint.read_files(checkpoints, name[0]))
 
 
-def _restore(found: tuple[str, dict[str, bytes]], experiment: Experiment, model: SequenceModel,
+def _restore(found: tuple[str, dict[str, bytes]], job: Job, model: SequenceModel,
              optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
     """Put a checkpoint's tensors back; its progress.
 
     Raises:
-        ValueError: it is a checkpoint of another experiment.
+        ValueError: it is a checkpoint of another experiment, or of other data.
     """
     name, files = found
-    changed = differences(json.loads(files["state.json"])["experiment"], experiment.plain())
+    state = json.loads(files["state.json"])
+    changed = differences(state["experiment"], job.experiment.plain())
     if changed:
         raise ValueError(f"{where}/{name} is a checkpoint of another experiment ({'; '.join(changed[:5])}); "
                          "use the same experiment and overrides, or start a new run")
+    if state["data"] != job.prepared.digest:
+        raise ValueError(f"{where}/{name} was trained on other data: the files of the dataset have changed since; "
+                         "bring the old ones back, or start a new run")
     progress: dict[str, Any] = checkpoint.restore(files, model, optimizer)["progress"]
     return progress
 
@@ -231,8 +235,8 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
         if best:
             checkpoint.write_files(checkpoints, f"best-{progress.step:09d}",
                                    {"model.safetensors": checkpoint.weights(model)})
-        checkpoint.save(checkpoints, progress.step, model, optimizer,
-                        {"progress": progress.plain(), "experiment": job.experiment.plain()})
+        state = {"progress": progress.plain(), "experiment": job.experiment.plain(), "data": job.prepared.digest}
+        checkpoint.save(checkpoints, progress.step, model, optimizer, state)
         for old in checkpoints.names():
             if old.startswith("best-") and int(old[5:]) < progress.best_step:
                 checkpoints.delete(old)
@@ -267,7 +271,7 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
 
 
 def _reachable(best: dict[str, float], task: dict[str, Any]) -> dict[str, float]:
-    """The metrics that no model can beat, where the data says so and the task sees and asks for as much as that holds."""
+    """The metrics that no model can beat, where the data says so of tasks that see and ask for as much as this one."""
     if best.get("lookback", 0) > task.get("lookback", 0) or best.get("horizon", math.inf) < task.get("horizon", 0):
         return {}
     return {name: value for name, value in best.items() if name not in ("lookback", "horizon")}
@@ -279,7 +283,7 @@ def _best_epoch(progress: Progress) -> int:
 
 
 def _sizes(view: View) -> NDArray[np.int64]:
-    return np.array([s.bytes for s in view.part.shards], np.int64)
+    return np.array([s.memory for s in view.part.shards], np.int64)
 
 
 def _double(batch: Batch) -> Batch:

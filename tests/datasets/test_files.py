@@ -113,6 +113,20 @@ def test_csv_rows_are_numbered_across_blocks(tmp_path, monkeypatch):
     assert [(int(row["x"]), row["__row"]) for row in rows_of(path, ["x"])] == [(i, i + 2) for i in range(500) if i % 7]
 
 
+def test_a_quote_that_is_never_closed_is_refused_where_it_opens(tmp_path):
+    lines = [f'{i},"said ""{i}"", then\nmore"' for i in range(5)]
+    path = write(tmp_path / "a.csv", "\n".join(["x,note", *lines]) + "\n")
+    assert [row["x"] for row in rows_of(path, ["x"])] == [*"01234"]              # quotes that close may span lines
+    write(tmp_path / "a.csv", "\n".join(["x,note", "0,a", '1,"check', *(f"{i},a" for i in range(2, 30))]) + "\n")
+    with pytest.raises(ValueError, match=r'a.csv, row 3: a quote \("\) opens here that is never closed'):
+        rows_of(path, ["x"])
+
+
+def test_an_ending_is_found_before_the_options_of_a_uri():
+    assert files._reader("s3://box/a.csv?region=us-east-1") is files._reader("a.csv")
+    assert files._reader("s3://box/a.pq?region=us-east-1") is files._reader("a.parquet")
+
+
 def test_compressed_csv_tsv_and_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n"))
     write(tmp_path / "b.tsv", "\ufeffx\ty\n1\t2\n")

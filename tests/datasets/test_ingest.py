@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 import datasets
-from datasets.ingest import Ingest, cache, configure_ray_data
+from datasets.ingest import Ingest, _ahead, cache, configure_ray_data
 from datasets.plan import Cursor, Plan
 from datasets.prepare import prepare
 from datasets.storage import Storage
@@ -40,7 +42,7 @@ def source(request, tmp_path_factory):
         prepared = prepare(dataset, root, shard_bytes=2000)
     view = dataset.view(prepared, "train", TASK)
     assert len(view.part.shards) >= 3
-    sizes = np.array([s.bytes for s in view.part.shards])
+    sizes = np.array([s.memory for s in view.part.shards])
     tokens = None if view.lengths is None else 300
     plan = Plan(view.rows, sizes, 32, seed=1, window_bytes=int(sizes.max() * 2), batch_tokens=tokens,
                 lengths=view.lengths if tokens else None)
@@ -128,7 +130,7 @@ def test_streaming_reads_no_more_than_a_few_windows_ahead(tmp_path):
     dataset = datasets.build("random_sequences", rows=600_000)
     prepared = prepare(dataset, Storage(tmp_path), shard_bytes=1_000_000)
     view = dataset.view(prepared, "train", TASK)
-    sizes = np.array([s.bytes for s in view.part.shards])
+    sizes = np.array([s.memory for s in view.part.shards])
     assert len(sizes) > 30
     plan = Plan(view.rows, sizes, 32, window_bytes=int(sizes.max()))
     before = object_store_bytes()
@@ -139,7 +141,30 @@ def test_streaming_reads_no_more_than_a_few_windows_ahead(tmp_path):
     steps.close()
 
 
+def test_what_is_cached_is_read_without_a_copy(source):
+    view, storage, plan = source
+    refs = cache(view.part, storage)
+    before = pa.total_allocated_bytes()
+    steps = Ingest(view, storage, plan, cached=refs).steps(BEGIN, 1)
+    next(steps)
+    assert len(view.part.shards) > 1 and pa.total_allocated_bytes() - before < view.part.memory / 10
+
+
+def test_a_reader_that_leaves_early_leaves_no_thread():
+    for count in (1, 3, 50):
+        before = threading.active_count()
+        items = _ahead(iter(range(count)), 2)
+        assert next(items) == 0
+        time.sleep(0.05)                       # the thread has filled the queue, or is done
+        items.close()
+        deadline = time.monotonic() + 5
+        while threading.active_count() > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def object_store_bytes():
     from ray._private.internal_api import memory_summary
-    used = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+    used = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(ray.get_runtime_context().gcs_address,
+                                                                          stats_only=True))
     return int(used[1]) << 20

@@ -139,3 +139,10 @@ def test_an_unknown_scheme_is_refused_by_name(uri):
 def test_sha256_is_that_of_the_bytes():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256(pa.py_buffer(b"abc")) == sha256(b"abc")
+
+
+def test_names_go_before_the_options_of_a_uri():
+    storage = Storage("s3://box/runs?endpoint_override=localhost:9000&scheme=http")
+    below = storage / "a" / "b"
+    assert (below.path, below.uri) == ("box/runs/a/b", "s3://box/runs/a/b?endpoint_override=localhost:9000&scheme=http")
+    assert (Storage("/what?/is") / "a").path == "/what?/is/a"

@@ -24,7 +24,7 @@ HALVES = {"train": 0.5, "validation": 0.5}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.use_datasource_v2, context.enable_progress_bars = False, False
     yield
@@ -435,6 +435,28 @@ def test_mask_is_the_mean_and_says_what_was_observed(tmp_path):
     assert state["channels"]["observed"] is True
 
 
+def test_mask_is_the_mean_also_without_scaling(tmp_path):
+    dataset = build(with_gaps(tmp_path), time="date", targets=["y"], covariates=["x"], split=HALVES, missing="mask",
+                    scale="none")
+    state, series = encoded(dataset)
+    assert only(state)["mean"][:2] == [0, 0]
+    assert (series[""][series[""][:, 2] == 0, 0] == 1.5).all()                   # of the observed training values
+    [request] = dataset.encode_request(with_gaps(tmp_path), state)
+    np.testing.assert_array_equal(request.values, series[""])
+
+
+def test_a_blank_row_is_no_step_to_leave_out(tmp_path):
+    path = write(tmp_path / "a.csv", "a,b\n1,10\n2,20\n,\n4,40\n5,50\n")
+    for missing in ("error", "mask"):
+        with pytest.raises(ValueError, match=r"a.csv, row 4: blank, but without dataset.time each row is a step"):
+            encoded(build(path, targets=["b"], split=HALVES, missing=missing))
+    path = write(tmp_path / "b.csv", "a\n1\n2\n\n4\n5\n6\n")
+    with pytest.raises(ValueError, match=r"b.csv, row 4: no value in column 'a'"):
+        encoded(build(path, targets=["a"], split=HALVES))
+    _, series = encoded(build(path, targets=["a"], split=HALVES, missing="mask"))
+    assert series[""][:, 1].tolist() == [1, 1, 0, 1, 1, 1]
+
+
 def test_gaps_are_counted_in_all(tmp_path):
     dates = hours(20)
     path = table(tmp_path / "a.csv", {"date": [dates[i] for i in (0, 1, 2, 3, 5, 6, 9)], "y": range(7)})
@@ -616,6 +638,39 @@ def test_a_request_is_checked_as_training_data_is(tmp_path):
     bad = table(tmp_path / "c.csv", {"date": hours(2), "y": [1, "x"]})
     with pytest.raises(ValueError, match=r"c.csv, row 3: 'x' in column 'y' is not a number"):
         dataset.encode_request(bad, state)
+
+
+def test_a_request_without_any_value_in_a_column_is_refused_by_name(tmp_path):
+    path = table(tmp_path / "a.csv", {"date": hours(6), "y": range(6), "x": range(6)})
+    dataset = build(path, time="date", targets=["y"], covariates=["x"], split=HALVES, missing="interpolate")
+    state, _ = encoded(dataset)
+    new = table(tmp_path / "new.csv", {"date": hours(3), "y": [1, 2, 3], "x": ["", "", ""]})
+    with pytest.raises(ValueError, match=r"new.csv, row 2: column 'x' has no value from here on, in all 3 steps"):
+        dataset.encode_request(new, state)
+
+
+def test_midnight_written_as_the_date_alone_does_not_hide_the_hour(tmp_path):
+    dates = [f"{date:%Y-%m-%d}" if date.hour == 0 else f"{date:%Y-%m-%d %H:%M}"
+             for date in map(datetime.fromisoformat, hours(48))]
+    path = table(tmp_path / "a.csv", {"date": dates, "y": range(48)})
+    dataset = build(path, time="date", targets=["y"], split=HALVES)
+    state, _ = encoded(dataset)
+    [request] = dataset.encode_request(path, state)
+    assert future(request, 2)[1] == ["2024-01-03 00:00", "2024-01-03 01:00"]
+
+
+def test_times_with_and_without_a_zone_do_not_mix(tmp_path):
+    table(tmp_path / "a.csv", {"date": hours(4), "y": range(4)})
+    table(tmp_path / "b.csv", {"date": [f"{date}+02:00" for date in hours(4, "2024-01-01T06:00")], "y": range(4)})
+    with pytest.raises(ValueError, match=r"b.csv: the time is dates with a time zone here, but dates before"):
+        encoded(build(str(tmp_path / "*.csv"), time="date", targets=["y"], split=HALVES))
+
+
+def test_a_bad_value_beside_a_categorical_column_is_a_plain_error(tmp_path):
+    path = table(tmp_path / "a.csv", {"date": hours(4), "y": [1, 2, "oops", 4], "k": [*"uvuv"]})
+    with pytest.raises(ValueError, match=r"a.csv, row 4: 'oops' in column 'y'") as caught:
+        build(path, time="date", targets=["y"], categorical=["k"], split=HALVES).encode()
+    assert type(caught.value) is ValueError
 
 
 # Generated data

@@ -3,6 +3,7 @@
 Everything goes through the command line, in this process. The first tests start no Ray; the others share one.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -206,13 +207,35 @@ def test_resuming_a_finished_run_is_refused_and_names_its_bundle(place, no_ray):
         f"--resume {place.folder}/runs/tiny-x/: that run is finished; its bundle is {place.folder}/runs/tiny-x/bundle")
 
 
-@pytest.mark.parametrize("which", ["tiny-x", "latest"])
+@pytest.mark.parametrize("which", ["tiny-20240101-000000-aaaa", "latest"])
 def test_resuming_a_run_of_another_experiment_is_refused_with_what_differs(place, no_ray, which):
-    started(place, "tiny-x", "model.hidden_size=16", "training.seed=1")
+    started(place, "tiny-20240101-000000-aaaa", "model.hidden_size=16", "training.seed=1")
     words = ["--resume", which] if which != "latest" else ["--resume"]
     assert place.refused("train", *words) == (
         f"--resume {which}: its checkpoints belong to another experiment (model.hidden_size: 16 there, 8 here; "
         "training.seed: 1 there, 0 here); use the same experiment and overrides")
+
+
+def test_the_newest_unfinished_run_is_one_of_the_same_name(place, no_ray):
+    started(place, "tiny-gru-20250101-000000-aaaa")
+    started(place, "tiny-20240101-000000-aaaa", "training.seed=1")
+    assert "training.seed: 1 there, 0 here" in place.refused("train", "--resume")
+
+
+def test_resuming_a_run_that_goes_on_is_refused(place, no_ray, monkeypatch):
+    monkeypatch.setattr("workflows.tracking.PATIENCE", 0.3)
+    started(place, "tiny-x")
+    with open(place.folder / "runs/tiny-x/tracking.jsonl", "w") as spool:
+        fcntl.flock(spool, fcntl.LOCK_EX)                        # as its tracker does
+        assert "--resume tiny-x: that run is still going on" in place.refused("train", "--resume", "tiny-x")
+
+
+def test_a_file_whose_path_has_an_equals_sign_is_a_file(place, no_ray):
+    folder = place.folder / "a=1"
+    folder.mkdir()
+    (folder / "e.yaml").write_text(place.file.read_text())
+    message = refused("train", str(folder / "e.yaml"), "training.epoch=3")
+    assert message.startswith(f"{folder}/e.yaml: training.epoch=3 is not known")
 
 
 # --- data, through Ray -------------------------------------------------------------------------------------------
@@ -388,6 +411,10 @@ def test_predicting_from_a_file_that_does_not_do_is_refused_and_writes_nothing(m
         new.write_text(lines if isinstance(lines, str) else "\n".join(lines) + "\n")
     assert said in refused("predict", str(made.folder / "bundle"), str(new), "-o", str(out))
     assert not out.exists()
+
+
+def test_json_and_predictions_do_not_share_stdout(made):
+    assert "name a file for them with -o" in refused("predict", str(made.folder), str(made.csv), "--json")
 
 
 def test_an_output_of_another_kind_is_refused(made, tmp_path):

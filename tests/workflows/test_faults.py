@@ -112,13 +112,15 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(tmp_path):
         assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_resume(tmp_path):
-    process = start(tmp_path, "training.epochs=50")
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_stops_and_says_how_to_resume(tmp_path, count):
+    process = start(tmp_path, "training.epochs=50", f"workers.count={count}")
     wait_for_checkpoint(tmp_path, 10)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     said = (tmp_path / "stderr").read_text()
     assert process.returncode == 130 and "--resume demand-" in said and "Traceback" not in said
+    assert f"workers.count={count}" in said
 
 
 @pytest.mark.soak

@@ -124,6 +124,8 @@ def run_of(uri: str, key: str) -> Any:
         ("failed: mysql://me:se:cr@et@db/x (then http://a:b@c)", "failed: mysql://me:***@db/x (then http://a:***@c)"),
         ("https://secrettoken@host", "https://***@host"),
         ("https://host/x?password=secret&n=1", "https://host/x?password=***&n=1"),
+        ("https://host/x?sig=secret&se=1", "https://host/x?sig=***&se=1"),
+        ("s3://b/k?secret_key=secret", "s3://b/k?secret_key=***"),
         ("http://host:5000/a and b@c", "http://host:5000/a and b@c"),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
     ],

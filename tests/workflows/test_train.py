@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.csv
 import pytest
@@ -14,7 +17,7 @@ from click.testing import CliRunner
 
 from workflows.__main__ import main
 from workflows.experiment import load
-from workflows.train import train
+from workflows.train import Interrupted, train
 
 SMALL = ["training.epochs=2", "model.hidden_size=16", "dataset.series=2", "dataset.days=30", "training.log_steps=5"]
 
@@ -50,8 +53,9 @@ def test_the_result_names_metrics_as_mlflow_has_them(folder, result):
     assert run.data.params["model.family"] == "gru" and run.data.params["training.epochs"] == "2"
     times = {"time/data_ms", "time/compute_ms", "time/communication_ms"}
     assert {*times, "train/learning_rate"} <= run.data.metrics.keys()
-    steps = [p.step for p in client.get_metric_history(run_id, "validation/mse")]
-    assert steps == [h["step"] for h in result["history"]]
+    *epochs, final = client.get_metric_history(run_id, "validation/mse")
+    assert [p.step for p in epochs] == [h["step"] for h in result["history"]]
+    assert (final.step, final.value) == (result["steps"] + 1, pytest.approx(result["metrics"]["validation/mse"]))
     assert run.inputs.dataset_inputs[0].dataset.digest
 
 
@@ -115,6 +119,73 @@ def test_a_diverged_run_says_what_to_look_at_and_is_recorded_as_failed(folder):
     client = connect(f"sqlite:///{folder}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("diverged").experiment_id])
     assert [r.info.status for r in runs] == ["FAILED"]
+
+
+def test_evaluate_reads_bundles_in_double_precision_and_in_stores_that_are_no_folders(folder):
+    made = train(None, overrides=overrides(folder, "training.epochs=1", "training.precision=fp64"), progress=False)
+    memory = fsspec.filesystem("memory")
+    memory.put(made["bundle"], "/box/bundle", recursive=True)
+    for bundle in (made["bundle"], "fsspec+memory://box/bundle"):
+        found = CliRunner().invoke(main, ["evaluate", bundle, "--json"])
+        assert found.exit_code == 0, found.stderr
+        metrics = json.loads(found.stdout.splitlines()[-1])["metrics"]
+        assert metrics["test/mse"] == pytest.approx(made["metrics"]["test/mse"], rel=1e-9)
+
+
+def test_passwords_stay_out_of_everything_that_is_written(folder, monkeypatch):
+    monkeypatch.setattr("workflows.tracking.check", lambda uri: None)
+    made = train(None, overrides=overrides(folder, "training.epochs=1", "name=secret",
+                                           "tracking.uri=http://me:hunter2@127.0.0.1:9"), progress=False)
+    run = Path(made["bundle"]).parent
+    assert "http://127.0.0.1:9" in (run / "experiment.yaml").read_text()
+    written = [p for p in run.rglob("*") if p.is_file()]
+    assert len(written) > 8 and not [p for p in written if b"hunter2" in p.read_bytes()]
+
+
+def test_a_record_that_waits_is_delivered_by_resuming(folder, monkeypatch):
+    words = overrides(folder, "training.epochs=1", "name=away")
+    monkeypatch.setattr("workflows.tracking.check", lambda uri: None)
+    away = train(None, overrides=[*words, "tracking.uri=http://127.0.0.1:9"], progress=False)
+    assert away["run_id"] is None
+    made = train(None, overrides=words, resume="latest", progress=False)
+    assert (made["run"], made["metrics"]) == (away["run"], away["metrics"])
+    client, run_id = record(folder, made["run_id"])
+    assert client.get_run(run_id).data.metrics["test/mse"] == pytest.approx(made["metrics"]["test/mse"])
+    with pytest.raises(ValueError, match="no unfinished run of 'away'"):
+        train(None, overrides=words, resume="latest", progress=False)
+
+
+def test_a_run_does_not_go_on_with_other_data(folder, tmp_path):
+    def write(times):
+        lines = ["t,y", *(f"{t},{times * math.sin(t)}" for t in range(400))]
+        (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+
+    write(1)
+    told = {"name": "moved", "dataset": {"kind": "timeseries", "path": str(tmp_path / "a.csv"), "time": "t",
+                                         "targets": ["y"], "split": {"validation": 60, "test": 60}},
+            "task": {"kind": "forecast", "lookback": 24, "horizon": 4}, "model": {"family": "rnn", "hidden_size": 8},
+            "training": {"epochs": 2}, "storage": f"{tmp_path}/runs", "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}}
+    made = train(told, progress=False)
+    (Path(made["bundle"]).parent / "result.json").unlink()          # as if it had stopped before its end
+    write(-50)
+    with pytest.raises(ValueError, match="was trained on other data: the files of the dataset have changed"):
+        train(told, resume=made["run"], progress=False)
+
+
+def test_ctrl_c_stops_epochs_of_a_single_step(folder):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        return len(calls) == 3
+
+    from workflows import worker
+    with pytest.MonkeyPatch.context() as patched:
+        hooks = worker._hooks
+        patched.setattr(worker, "_hooks", lambda *a: dataclasses.replace(hooks(*a), stop=stop))
+        with pytest.raises(Interrupted, match=r"demand.yaml --resume demand-\S+ .*training.batch_size=100000"):
+            train(None, overrides=overrides(folder, "training.epochs=9", "training.batch_size=100000"), progress=False)
+    assert len(calls) == 3
 
 
 def test_evaluate_gives_the_metrics_of_the_run(folder, result):
