@@ -22,7 +22,7 @@ from workflows.settings import Workers
 from workflows.train import prepare, train
 from workflows.worker import make_model
 
-EPOCHS, FIRST = 12, 6         # the first are left out: beside them the tracker imports MLflow, at a low priority
+EPOCHS, FIRST = 8, 3          # the first are left out: beside them the tracker imports MLflow
 
 
 def bare_epochs(experiment, prepared, threads: int) -> list[float]:
