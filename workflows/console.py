@@ -19,6 +19,8 @@ class Console:
 
     def __init__(self, *, show: bool = True) -> None:
         self.rich = Rich(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich.width = 120                 # in a log; 80 would cut tables
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.epochs = self.rows = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,20 @@ def test_bucketed_batches_hold_little_padding():
     used = sum(int(lengths[ids].sum()) for _, _, ids in plan.epoch(0))
     computed = sum(ids.size * int(lengths[ids].max()) for _, _, ids in plan.epoch(0))
     assert used / computed >= 0.95
+
+
+def test_planning_takes_few_bytes_a_row_so_that_100_million_fit_in_2_gb():
+    rows = 1_000_000
+    lengths = np.random.default_rng(0).integers(5, 200, rows).astype(np.int32)
+    plan = Plan(np.full(10, rows // 10), np.full(10, 1), 4096, window_bytes=3, batch_tokens=65_536, lengths=lengths)
+    tracemalloc.start()
+    try:
+        batches = sum(1 for _ in plan.epoch(0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(plan.windows(0)) == 4 and 1000 < batches < rows / 100
+    assert peak + lengths.nbytes < 20 * rows
 
 
 def test_a_token_budget_below_the_longest_row_names_the_row():
