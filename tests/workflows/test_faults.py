@@ -47,7 +47,7 @@ def finish(process, folder):
     return json.loads(out.splitlines()[-1])
 
 
-def wait_for_checkpoint(folder, step, seconds=120):
+def wait_for_checkpoint(folder, step, seconds=200):
     """Until a checkpoint of `step` or a later one is complete."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
