@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 CSV, PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")     # CSV only; Parquet compresses inside
+OPTIONS = re.compile(r"\?\w+=.*$")           # of a URI: s3://bucket/key?region=...; any other ? is a glob's
 TASK_CPUS = 0.5             # of a task that reads; a step after it with the same number runs in the same task
 BLOCK_BYTES = 4 << 20       # of CSV text parsed at a time
 BLOCK_ROWS = 65_536         # of Parquet decoded at a time
@@ -219,7 +220,7 @@ def _open(path: str) -> _Place:
         return _Place(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path)))
     if scheme == "file":
         return _Place(fs.LocalFileSystem(), urllib.parse.unquote(rest))
-    query = re.search(r"\?\w+=.*$", path)               # s3://bucket/key?region=...; any other ? is a glob's
+    query = OPTIONS.search(path)
     after = query.group() if query else ""
     path = path.removesuffix(after)
     base = re.split(r"/[^/]*[*?[]", path)[0]            # file systems parse no globs
@@ -298,8 +299,8 @@ Blocks = Iterator[tuple[pa.Array, pa.Table]]            # numbers of the rows, f
 
 
 def _name(uri: str) -> str:
-    """What an ending is looked for in: without the options of s3://bucket/key?region=..., in small letters."""
-    return re.sub(r"\?\w+=.*$", "", uri).lower() if "://" in uri else uri.lower()
+    """What an ending is looked for in: without the options of a URI, in small letters."""
+    return OPTIONS.sub("", uri).lower() if "://" in uri else uri.lower()
 
 
 def _reader(uri: str) -> Callable[[str, list[str] | None], Blocks]:

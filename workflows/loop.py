@@ -217,7 +217,7 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip or math.inf)
         at_log = (progress.step + 1) % training.log_steps == 0
         if device.type == "cpu" or at_log:           # on a GPU, asking costs a wait
-            _check_finite(norm, step, progress, now, training)
+            _check_finite(norm, step, progress.step + 1, now, training)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if progress.step == 0 and not workers.agree(model):
@@ -229,7 +229,7 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         stops = hooks.stop()
         saves = bool(training.checkpoint_steps) and progress.step % training.checkpoint_steps == 0
         if ends_epoch or saves or stops:
-            _check_finite(norm, step, progress, now, training)       # of weights that are not finite nothing is saved
+            _check_finite(norm, step, progress.step, now, training)       # nothing is saved of weights that are not
         if at_log:
             hooks.log({"train/learning_rate": now, "train/gradient_norm": float(norm)} | meter.since(), progress.step)
         if ends_epoch:
@@ -312,10 +312,10 @@ def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: T
     return loss, mine
 
 
-def _check_finite(norm: Tensor, step: Step, progress: Progress, now: float, training: Training) -> None:
+def _check_finite(norm: Tensor, step: Step, number: int, now: float, training: Training) -> None:
     if math.isfinite(float(norm)):
         return
-    raise Diverged(f"the gradient is {float(norm)} at step {progress.step + 1} of epoch {step.epoch} (learning rate "
+    raise Diverged(f"the gradient is {float(norm)} at step {number} of epoch {step.epoch} (learning rate "
                    f"{now:.3g}, precision {training.precision}, first rows {step.micro[0].row_ids[:5].tolist()}); "
                    "nothing was saved since the last checkpoint. Try a lower training.learning_rate, a longer "
                    "training.warmup or a smaller training.clip, and look for extreme values in the data")
