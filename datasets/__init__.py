@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
@@ -29,7 +30,11 @@ class RawDataset(Protocol):
     """What a dataset file's ``build`` returns."""
 
     kind: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]]
+    frontend: ClassVar[str]               # of models/frontends/, that reads its rows
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The kinds of task that can be trained on it."""
 
     def sources(self) -> list[Source]:
         """The raw files; their fingerprints are part of the prepared data's key."""
@@ -71,9 +76,23 @@ def module(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
+def builders(kind: str) -> list[type | Callable[..., Any]]:
+    """What takes a dataset's options: the file's ``build``, and ``records.Options`` if that asks for them (told)."""
+    build = module(kind).build
+    if "told" not in inspect.signature(build).parameters:
+        return [build]
+    from datasets.records import Options
+    return [build, Options]
+
+
 def build(kind: str, **options: Any) -> RawDataset:
-    """Make a dataset; `options` are those of the file's own ``build``."""
-    return cast(RawDataset, module(kind).build(**options))
+    """Make a dataset; `options` are those of its ``builders``."""
+    make, *shared = builders(kind)
+    if shared:
+        names = inspect.signature(shared[0]).parameters
+        told = shared[0](**{k: v for k, v in options.items() if k in names})
+        return cast(RawDataset, make(told, **{k: v for k, v in options.items() if k not in names}))
+    return cast(RawDataset, make(**options))
 
 
 def __getattr__(name: str) -> NoReturn:

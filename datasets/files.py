@@ -11,14 +11,16 @@ import csv
 import difflib
 import functools
 import io
+import json
 import logging
 import os
 import posixpath
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +35,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CSV, PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")     # CSV only; Parquet compresses inside
+CSV, JSON, LINES, PARQUET = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".txt",), (".parquet", ".pq")
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")     # of all but Parquet, which compresses inside
+TABLES = (*CSV, *JSON, *(text + end for text in CSV + JSON for end in COMPRESSED), *PARQUET)
 OPTIONS = re.compile(r"\?\w+=.*$")           # of a URI: s3://bucket/key?region=...; any other ? is a glob's
 TASK_CPUS = 0.5             # of a task that reads; a step after it with the same number runs in the same task
 BLOCK_BYTES = 4 << 20       # of CSV text parsed at a time
-BLOCK_ROWS = 65_536         # of Parquet decoded at a time
+BLOCK_ROWS = 65_536         # of Parquet decoded at a time, at most
+BLOCK_MEMORY = 32 << 20     # of Parquet decoded at a time, about
+LINE_ROWS = 4096            # lines of text or JSON parsed at a time
+BAD = pa.struct([("field", pa.string()), ("reason", pa.string())])      # of column `__bad`
 
 
 @dataclass(frozen=True, order=True)
@@ -56,7 +62,7 @@ class Source:
     mtime: int
 
 
-def resolve(path: str, *, suffixes: Collection[str] = ()) -> list[Source]:
+def resolve(path: str, *, suffixes: Collection[str] = (), empty: bool = False) -> list[Source]:
     """The files that `path` stands for, sorted by name.
 
     Args:
@@ -64,9 +70,10 @@ def resolve(path: str, *, suffixes: Collection[str] = ()) -> list[Source]:
             folders and globs.
         suffixes: endings (".csv") that a file of a folder must have; () takes all. A file named in full or by
             a glob is taken whatever its ending.
+        empty: whether files of 0 bytes are taken.
 
     Raises:
-        ValueError: when nothing is there, no file of a folder has the ending, or a file is empty.
+        ValueError: when nothing is there, no file of a folder has the ending, or a file is empty and may not be.
     """
     if not path:
         raise ValueError("the path of the data is empty; give a file, a folder, a glob or a URI")
@@ -81,7 +88,7 @@ def resolve(path: str, *, suffixes: Collection[str] = ()) -> list[Source]:
     else:
         raise ValueError(f"there is no file or folder {place.uri(place.root)}{_nearest(place)}")
     for item in found:
-        if item.size == 0:
+        if item.size == 0 and not empty:
             raise ValueError(f"{place.uri(item.path)} is empty (0 bytes); remove it or write it again")
     return sorted(Source(place.uri(item.path), int(item.size or 0), int(item.mtime_ns or 0)) for item in found)
 
@@ -97,18 +104,21 @@ def open_input(uri: str) -> tuple[fs.FileSystem, str]:
     return place.system, place.root
 
 
-def read(sources: Sequence[Source], columns: list[str] | None) -> ray.data.Dataset:
-    """Rows of CSV and Parquet files as a lazy Ray Data dataset: one task a file, streamed in blocks.
+def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool = False) -> ray.data.Dataset:
+    """Rows of tables as a lazy Ray Data dataset: one task a file, streamed in blocks.
 
     Args:
-        sources: files; the ending says the format: .csv, .tsv (both also compressed, as in .csv.gz), .parquet, .pq.
+        sources: files; the ending says the format: .csv, .tsv, .jsonl, .ndjson, .txt (one column, ``text``, a row for
+            each line that is not blank), all of them also compressed, as in .csv.gz; .parquet, .pq.
         columns: columns to read, in this order; None reads all.
+        lenient: a row that cannot be parsed is handed on, with nulls and what is wrong with it in `__bad`.
 
     Returns:
-        Rows with the columns asked for, `__file` (string, the source's uri) and `__row` (int64). CSV values are all
-        strings, so that whoever parses them can name a bad one; Parquet values keep their types. `__row` counts as
-        a person does: in CSV the header is line 1 and the first row line 2 (a record that spans several lines counts
-        as one), in Parquet the first row is 1.
+        Rows with the columns asked for, `__file` (string, the source's uri) and `__row` (int64); if lenient also
+        `__bad`, a struct of field and reason, null in good rows. CSV values are all strings, so that whoever parses
+        them can name a bad one; JSON and Parquet values keep their types. `__row` counts as a person does: in CSV the
+        header is line 1 and the first row line 2 (a record that spans several lines counts as one), elsewhere the first
+        row is 1.
 
     Raises:
         ValueError: (while the dataset runs, see `user_errors`) for a file that cannot be read or lacks a column.
@@ -118,21 +128,39 @@ def read(sources: Sequence[Source], columns: list[str] | None) -> ray.data.Datas
     for source in sources:
         _reader(source.uri)                 # an unknown ending is said now, not by a task
     rows = ray.data.from_items([{"uri": source.uri} for source in sources], override_num_blocks=len(sources))
-    return rows.map_batches(functools.partial(_read_listed, columns=columns), batch_size=None, batch_format="pyarrow",
-                            num_cpus=TASK_CPUS)
+    return rows.map_batches(functools.partial(_read_listed, columns=columns, lenient=lenient), batch_size=None,
+                            batch_format="pyarrow", num_cpus=TASK_CPUS)
 
 
-def read_blocks(uri: str, columns: list[str] | None) -> Iterator[pa.Table]:
-    """The blocks of one file, as `read` describes them, in this process."""
+def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False) -> Iterator[pa.Table]:
+    """The blocks of one file, as `read` describes them, in this process.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a column; if not lenient, also for a row that cannot be parsed.
+    """
     reader = _reader(uri)
     first = pa.scalar(2 if reader is _csv_blocks else 1, pa.int64())
     try:
-        for numbers, table in reader(uri, columns):
+        for numbers, table, bad in reader(uri, columns, lenient):
+            places = pc.add(numbers, first)
             names = pa.array([uri]).take(pa.array(np.zeros(len(table), dtype=np.int64)))
-            yield table.append_column("__file", names).append_column("__row", pc.add(numbers, first))
+            table = table.append_column("__file", names).append_column("__row", places)
+            if lenient:
+                why: list[dict[str, str] | None] = [None] * len(table)
+                for row, told in bad.items():
+                    why[row] = told
+                table = table.append_column("__bad", pa.array(why, BAD))
+            elif bad:
+                row, told = min(bad.items())
+                raise ValueError(f"{uri}, row {places[row]}: {_said(told)}; correct or remove it")
+            yield table
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{uri} cannot be read: {reason}; repair or remove the file") from error
+
+
+def _said(told: dict[str, str]) -> str:
+    return f"column {told['field']!r}: {told['reason']}" if told["field"] else told["reason"]
 
 
 def missing_column(uri: str, wanted: str, names: Sequence[str]) -> ValueError:
@@ -243,7 +271,7 @@ def _in_folder(place: _Place, suffixes: Collection[str]) -> list[fs.FileInfo]:
     files = _walk(place.system, place.root, recursive=True)
     if not files:
         raise ValueError(f"the folder {place.uri(place.root)} holds no files")
-    kept = [item for item in files if not suffixes or item.path.endswith(tuple(suffixes))]
+    kept = [item for item in files if not suffixes or item.path.lower().endswith(tuple(suffixes))]
     if not kept:
         names = ", ".join(sorted(item.base_name for item in files)[:5])
         raise ValueError(f"the folder {place.uri(place.root)} holds no {' or '.join(suffixes)} file, only {names}; "
@@ -295,69 +323,204 @@ def _nearest(place: _Place) -> str:
 
 # Reading
 
-Blocks = Iterator[tuple[pa.Array, pa.Table]]            # numbers of the rows, from 0; the rows
+Bad = dict[int, dict[str, str]]                         # row of the block -> field and reason
+Blocks = Iterator[tuple[pa.Array, pa.Table, Bad]]       # numbers of the rows, from 0; the rows; what is wrong in them
 
 
-def _name(uri: str) -> str:
-    """What an ending is looked for in: without the options of a URI, in small letters."""
-    return OPTIONS.sub("", uri).lower() if "://" in uri else uri.lower()
-
-
-def _reader(uri: str) -> Callable[[str, list[str] | None], Blocks]:
-    name = _name(uri)
-    if name.endswith(PARQUET):
-        return _parquet_blocks
+def suffix(uri: str) -> str:
+    """The ending that says the format, in small letters, without the ending of a compression: ".csv"."""
+    name = OPTIONS.sub("", uri).lower() if "://" in uri else uri.lower()
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
-    if name.endswith(CSV):
-        return _csv_blocks
-    raise ValueError(f"{uri}: the ending is none of {', '.join(CSV + PARQUET)} (CSV also with "
-                     f"{', '.join(COMPRESSED)}); rename the file or convert it")
+    return posixpath.splitext(name)[1]
+
+
+def _reader(uri: str) -> Callable[[str, list[str] | None, bool], Blocks]:
+    readers = {PARQUET: _parquet_blocks, CSV: _csv_blocks, JSON: _json_blocks, LINES: _line_blocks}
+    for endings, reader in readers.items():
+        if suffix(uri) in endings:
+            return reader
+    raise ValueError(f"{uri}: the ending is none of {', '.join(CSV + JSON + LINES + PARQUET)} (all but the last two "
+                     f"also with {', '.join(COMPRESSED)}); rename the file or convert it")
 
 
 @in_task
-def _read_listed(batch: pa.Table, columns: list[str] | None) -> Iterator[pa.Table]:
+def _read_listed(batch: pa.Table, columns: list[str] | None, lenient: bool) -> Iterator[pa.Table]:
     for uri in batch["uri"].to_pylist():
-        yield from read_blocks(uri, columns)
+        yield from read_blocks(uri, columns, lenient=lenient)
 
 
-def _parquet_blocks(uri: str, columns: list[str] | None) -> Blocks:
+def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
     system, path = open_input(uri)
     with pq.ParquetFile(system.open_input_file(path)) as file:
         wanted = _checked(uri, file.schema_arrow.names, columns)
+        told = file.metadata
+        memory = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
+        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * told.num_rows // max(1, memory)))
         row = 0
-        for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=wanted):
-            yield _numbers(row, len(batch)), pa.Table.from_batches([batch]).select(wanted)
+        for batch in file.iter_batches(batch_size=rows, columns=wanted):
+            bad: Bad = {}
+            table = _decoded(pa.Table.from_batches([batch]).select(wanted), bad)
+            yield _numbers(row, len(batch)), table, bad
             row += len(batch)
 
 
-def _csv_blocks(uri: str, columns: list[str] | None) -> Blocks:
+def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
     system, path = open_input(uri)
-    delimiter = "\t" if ".tsv" in _name(uri)[-8:] else ","
+    delimiter = "\t" if suffix(uri) == ".tsv" else ","
     with system.open_input_stream(path, compression="detect") as stream:
         names = _header(uri, stream, delimiter)
     wanted = _checked(uri, names, columns)
+    broken: dict[int, str] = {}                         # number of a row that has no place in the columns -> why
+
+    def note(row: pa_csv.InvalidRow) -> str:
+        values = f"{row.actual_columns} value{'s' * (row.actual_columns != 1)}"
+        broken[row.number - 2] = f"{values} where the header names {row.expected_columns}"
+        return "skip"
+
     with system.open_input_stream(path, compression="detect") as stream:
         reader = pa_csv.open_csv(
             stream,
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             # Blank lines are read, as rows of empty strings, to keep the count of lines. Where there are several
             # columns they are left out below; in a single column they are missing values.
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False),
-            convert_options=pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}))
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False,
+                                              invalid_row_handler=note),
+            convert_options=pa_csv.ConvertOptions(column_types={name: pa.binary() for name in names}))
         row, suspect = 0, None
         for batch in reader:
-            numbers, table = _numbers(row, len(batch)), pa.Table.from_batches([batch])
-            row += len(batch)
+            bad: Bad = {}
+            numbers = _numbers_without(row, len(batch), broken)
+            table = _decoded(pa.Table.from_batches([batch]), bad)
+            row = int(numbers[-1].as_py()) + 1 if len(batch) else row
             blank = _blank(table)
             if blank is not None:
-                numbers, table = numbers.filter(pc.invert(blank)), table.filter(pc.invert(blank))
+                kept = np.flatnonzero(~blank.to_numpy(zero_copy_only=False))
+                bad = {i: bad[int(k)] for i, k in enumerate(kept) if int(k) in bad}
+                numbers, table = numbers.take(pa.array(kept)), table.take(pa.array(kept))
             if len(table):
                 last = table.slice(len(table) - 1).to_pylist()[0]
                 suspect = int(numbers[-1].as_py()) + 2 if any("\n" in (x or "") for x in last.values()) else None
-            yield numbers, table.select(wanted)
+            yield numbers, table.select(wanted), bad
     if suspect is not None:
         _check_quotes(uri, suspect)
+    if broken:
+        empty = pa.schema([(name, pa.string()) for name in wanted]).empty_table()
+        nulls = pa.table([pa.nulls(len(broken), pa.string())] * len(wanted), names=wanted) if wanted else empty
+        yield (pa.array(sorted(broken), pa.int64()), nulls,
+               {i: {"field": "", "reason": broken[k]} for i, k in enumerate(sorted(broken))})
+
+
+def _json_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
+    wanted = columns
+    for numbers, lines in _lines(uri):
+        rows, bad = list[dict[str, Any]](), Bad()
+        for place, line in enumerate(lines):
+            row, reason = _json_row(line)
+            rows.append(row)
+            if reason:
+                bad[place] = {"field": "", "reason": reason}
+        if wanted is None or columns is not None:
+            told = next((row for i, row in enumerate(rows) if i not in bad), None)
+            if told is not None:
+                wanted, columns = _checked(uri, list(told), wanted), None
+        names = wanted or []
+        for place, row in enumerate(rows):
+            absent = [name for name in names if name not in row]
+            if absent and place not in bad:
+                bad[place] = {"field": absent[0], "reason": "missing"}
+        table = pa.table([_column(name, [row.get(name) for row in rows], bad) for name in names], names=names)
+        yield pa.array(numbers, pa.int64()), table, bad
+
+
+def _json_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """(the object of a line, "") or ({}, what is wrong with it)."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return {}, f"not JSON: {error}"
+    return (row, "") if isinstance(row, dict) else ({}, f"a JSON object was expected, not {type(row).__name__}")
+
+
+def _column(name: str, values: list[Any], bad: Bad) -> pa.Array:
+    """The values as Arrow; one of another type than most is null, and bad."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    kinds = ["number" if type(value) in (int, float) else type(value).__name__ for value in values]
+    usual = Counter(kind for kind in kinds if kind != "NoneType").most_common(1)[0][0]
+    for place, kind in enumerate(kinds):
+        if kind not in ("NoneType", usual):
+            bad.setdefault(place, {"field": name, "reason": f"{kind} where other rows have {usual}"})
+            values[place] = None
+    try:
+        return pa.array([float(v) if usual == "number" and v is not None else v for v in values])
+    except (pa.ArrowException, OverflowError):                         # lists of different things
+        usable = None
+        for place, value in enumerate(values):
+            try:
+                usable = pa.array([value], usable.type if usable is not None and value is not None else None)
+            except (pa.ArrowException, OverflowError) as error:
+                bad.setdefault(place, {"field": name, "reason": str(error)})
+                values[place] = None
+        return pa.array(values)
+
+
+def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
+    wanted = _checked(uri, ["text"], columns)
+    for numbers, lines in _lines(uri):
+        bad: Bad = {}
+        table = _decoded(pa.table({"text": pa.array([line.rstrip(b"\r\n") for line in lines], pa.binary())}), bad)
+        yield pa.array(numbers, pa.int64()), table.select(wanted), bad
+
+
+def _lines(uri: str) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Numbers (from 0) and bytes of the lines that are not blank, in blocks."""
+    system, path = open_input(uri)
+    with system.open_input_stream(path, compression="detect") as stream:
+        numbers, lines, size = list[int](), list[bytes](), 0
+        for number, line in enumerate(io.BufferedReader(stream, BLOCK_BYTES)):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                numbers.append(number)
+                lines.append(line)
+                size += len(line)
+            if len(lines) == LINE_ROWS or size > BLOCK_MEMORY:
+                yield numbers, lines
+                numbers, lines, size = [], [], 0
+        if lines:
+            yield numbers, lines
+
+
+def _decoded(table: pa.Table, bad: Bad) -> pa.Table:
+    """The table with its text columns known to be UTF-8; where one is not, it is null, and the row is bad."""
+    for place, field in enumerate(table.schema):
+        if field.type not in (pa.binary(), pa.string(), pa.large_string()):
+            continue
+        column = table.column(place)
+        raw = column if field.type == pa.binary() else column.cast(
+            pa.large_binary() if field.type == pa.large_string() else pa.binary())
+        try:
+            text = raw.cast(pa.large_string() if raw.type == pa.large_binary() else pa.string())
+        except pa.ArrowInvalid:
+            values = [_text(value) for value in raw.to_pylist()]
+            for row, (value, given) in enumerate(zip(values, raw.to_pylist(), strict=True)):
+                if value is None and given is not None:
+                    bad.setdefault(row, {"field": field.name, "reason": "not UTF-8"})
+            text = pa.chunked_array([pa.array(values, pa.string())])
+        table = table.set_column(place, field.name, text)
+    return table
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _check_quotes(uri: str, row: int) -> None:
@@ -395,11 +558,19 @@ def _blank(table: pa.Table) -> pa.Array | None:
     """True where all columns are empty; None (the common case, found at the first column) where no row is."""
     blank = None
     for column in table.columns if table.num_columns > 1 else ():
-        empty = pc.equal(column.combine_chunks(), "")
+        empty = pc.fill_null(pc.equal(column.combine_chunks(), ""), False)
         blank = empty if blank is None else pc.and_(blank, empty)
         if not pc.any(blank).as_py():
             return None
     return blank
+
+
+def _numbers_without(first: int, count: int, left_out: Collection[int]) -> pa.Array:
+    """The `count` numbers from `first` on that are not left out."""
+    if not left_out:
+        return _numbers(first, count)
+    numbers = np.arange(first, first + count + len(left_out), dtype=np.int64)
+    return pa.array(numbers[~np.isin(numbers, list(left_out))][:count])
 
 
 def _numbers(first: int, count: int) -> pa.Array:

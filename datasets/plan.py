@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
+BUCKET = 0.03               # at most this share of a row is padded because of its bucket
+
 
 @dataclass(frozen=True, order=True)
 class Cursor:
@@ -35,8 +37,9 @@ class Plan:
         rows: (S,) rows that start in each shard.
         sizes: (S,) bytes of memory that a shard takes once it is read.
         batch_rows: most rows in a global batch.
-        batch_tokens: most steps in a global batch, padding included; None where all rows are equally long.
-        lengths: (R,) steps of each row, in stored order; needed for batch_tokens.
+        batch_tokens: most steps in a global batch, padding included; None for no such limit.
+        lengths: (R,) steps of each row, in stored order; batches are then of rows of about one length. None where all
+            rows are equally long.
         seed: of the permutations.
         window_bytes: the shards of one plan window take at most this (a single larger shard is a window of its own).
         shuffle: False keeps the stored order, as evaluation does.
@@ -55,8 +58,10 @@ class Plan:
         if self.batch_rows < 1:
             raise ValueError(f"training.batch_size={self.batch_rows}; use at least 1")
         assert self.rows.shape == self.sizes.shape
+        if self.lengths is not None:
+            assert len(self.lengths) == self.total
         if self.batch_tokens is not None:
-            assert self.lengths is not None and len(self.lengths) == self.total
+            assert self.lengths is not None
             longest = int(self.lengths.max(initial=0))
             if longest > self.batch_tokens:
                 row = int(self.lengths.argmax())
@@ -90,18 +95,17 @@ class Plan:
     def batches(self, epoch: int, window: int, shards: Ids) -> Iterator[Ids]:
         """Row ids of each global batch of a plan window; `shards` is ``windows(epoch)[window]``."""
         ids = self._rows_of(epoch, window, shards)
-        if self.batch_tokens is None:
+        if self.lengths is None:
             for start in range(0, ids.size, self.batch_rows):
                 yield ids[start:start + self.batch_rows].astype(np.int64)
             return
-        assert self.lengths is not None
-        lengths = self.lengths[ids]
-        order = np.argsort(-lengths, kind="stable")    # long rows first; the permutation breaks ties
-        ids, lengths = ids[order], lengths[order]
+        bounds = buckets(self.lengths[ids])
+        order = np.argsort(-bounds, kind="stable")     # long rows first; the permutation breaks ties
+        ids, bounds = ids[order], bounds[order]
         starts = [0]
-        while starts[-1] < ids.size:                   # the first row of a batch is its longest
-            fit = self.batch_tokens // max(1, int(lengths[starts[-1]]))
-            starts.append(min(ids.size, starts[-1] + min(self.batch_rows, fit)))
+        while starts[-1] < ids.size:                   # no row of a batch is longer than the bound of its first
+            fit = self.batch_rows if self.batch_tokens is None else self.batch_tokens // int(bounds[starts[-1]])
+            starts.append(min(ids.size, starts[-1] + max(1, min(self.batch_rows, fit))))
         places = np.arange(len(starts) - 1)
         if self.shuffle:
             places = self._generator(epoch, window, 1).permutation(places)
@@ -133,6 +137,18 @@ class Plan:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *key))))
 
 
+def buckets(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(R,) the longest length of each row's bucket: lengths that differ by less than BUCKET count as equal.
+
+    Else, where no two rows are equally long, each epoch would bring the same rows together.
+    """
+    bounds = [1]
+    while bounds[-1] < int(lengths.max(initial=1)):
+        bounds.append(max(bounds[-1] + 1, int(bounds[-1] * (1 + BUCKET))))
+    edges = np.array(bounds, np.int32)
+    return edges[np.searchsorted(edges, lengths)]
+
+
 def share(batch: Ids, rank: int, world: int, parts: int = 1) -> list[tuple[Ids, NDArray[np.float32]]]:
     """What worker `rank` of `world` does of a global batch: `parts` micro-batches of (row ids, weights).
 
@@ -149,13 +165,24 @@ def share(batch: Ids, rank: int, world: int, parts: int = 1) -> list[tuple[Ids, 
     return micro
 
 
-def checksum(ids: NDArray[np.integer[Any]]) -> int:
-    """A sum over rows of a mixed id (splitmix64), modulo 2**64, as a signed number: which rows, in any order."""
+def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Each number made another that looks random: a step of splitmix64 (Steele, Lea & Flood 2014)."""
     with np.errstate(over="ignore"):
-        x = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return int((x ^ (x >> np.uint64(31))).sum(dtype=np.uint64).astype(np.int64))
+        return x ^ (x >> np.uint64(31))
+
+
+def keys(ids: Ids, seed: int, epoch: int) -> Ids:
+    """What the augmentation of each row is drawn from: (B,) numbers mixed of (seed, epoch, row id)."""
+    first = mixed(mixed(np.array([seed % (1 << 64)], np.uint64)) ^ np.uint64(epoch))
+    return mixed(first ^ ids.astype(np.uint64)).astype(np.int64)
+
+
+def checksum(ids: NDArray[np.integer[Any]]) -> int:
+    """A sum over rows of a mixed id, modulo 2**64, as a signed number: which rows, in any order."""
+    return int(mixed(ids.astype(np.uint64)).sum(dtype=np.uint64).astype(np.int64))
 
 
 def checksum_range(total: int, step: int = 1 << 22) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from datasets import RawDataset
 
-FORMAT = 2
+FORMAT = 3
+QUARANTINE = pa.schema([("uri", pa.string()), ("row", pa.int64()), ("field", pa.string()), ("reason", pa.string())])
 GROUP_BYTES = 1 << 20      # a Parquet row group: the least that is read to fetch a few rows of a shard
 
 
@@ -76,6 +78,33 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """Records that could not be used: ``quarantine.parquet`` has each one's uri, row, field and reason.
+
+    Attributes:
+        rows: how many.
+        kept: records that could be used.
+        first: the first ten, as plain values.
+        uri: of the file; "" where there is none.
+    """
+
+    rows: int
+    kept: int
+    first: list[dict[str, Any]]
+    uri: str
+
+    def check(self, limit: float) -> None:
+        """Raise ValueError, with the first ten, if more than the share `limit` is here."""
+        total = self.rows + self.kept
+        if self.rows > limit * total:
+            more = f"\n... and {self.rows - len(self.first):,} more" if self.rows > len(self.first) else ""
+            told = "\n".join(f"{r['uri']}, row {r['row']}{', ' if r['field'] else ''}{r['field']}: {r['reason']}"
+                             for r in self.first)
+            raise ValueError(f"{self.rows:,} of {total:,} records cannot be used, more than quarantine.limit={limit} "
+                             f"allows:\n{told}{more}\ncorrect them, or raise quarantine.limit")
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What one manifest names: parts, fitted state, and where they came from."""
 
@@ -85,6 +114,7 @@ class Prepared:
     state: dict[str, Any]
     parts: dict[str, Part]
     digest: str               # of the manifest: the same bytes of data give the same digest
+    quarantine: Quarantine
 
 
 def cache_key(dataset: RawDataset) -> str:
@@ -94,34 +124,58 @@ def cache_key(dataset: RawDataset) -> str:
     return f"{dataset.kind}-{sha256(json.dumps(told, sort_keys=True, default=str).encode())[:16]}"
 
 
-def prepare(dataset: RawDataset, root: Storage, *, shard_bytes: int = 32 << 20) -> Prepared:
+def prepare(dataset: RawDataset, root: Storage, *, shard_bytes: int = 32 << 20, limit: float = 0.01) -> Prepared:
     """Encode `dataset` below `root`, or load what an earlier run made of the same sources and options.
+
+    Args:
+        dataset: to prepare.
+        root: folder of all prepared data.
+        shard_bytes: size of a shard.
+        limit: the share of records that may be unusable.
 
     Raises:
         ValueError: what is wrong with the data: file, row, column, value, and what to do.
     """
     key = cache_key(dataset)
     target = root / key
-    if target.exists("manifest.json"):
-        return load(target)
-    token = uuid.uuid4().hex[:8]
-    parts: dict[str, Any] = {}
-    summaries: list[dict[str, Any]] = []
-    try:
-        for name, rows in dataset.encode().items():
-            parts[name], told = _write_part(rows, target, f"{name}-{token}", shard_bytes)
-            summaries += told
-            if not parts[name]["shards"]:
-                source = ", ".join(s.uri for s in dataset.sources()[:3]) or f"dataset.kind={dataset.kind}"
-                raise ValueError(f"{source}: there are no rows to prepare; add some, or name another file")
-        manifest = {"format": FORMAT, "key": key, "kind": dataset.kind, "options": dataset.options(),
-                    "sources": [{"uri": s.uri, "size": s.size, "mtime": s.mtime} for s in dataset.sources()],
-                    "state": dataset.state(summaries), "parts": parts}
-    except BaseException:                       # Ctrl-C too
-        _clear(target, token)
-        raise
-    target.write("manifest.json", json.dumps(manifest).encode())
-    return load(target)
+    if not target.exists("manifest.json"):
+        token = uuid.uuid4().hex[:8]
+        try:
+            manifest = _encode(dataset, target, token, shard_bytes, limit)
+        except BaseException:                   # Ctrl-C too
+            _clear(target, token)
+            raise
+        target.write("manifest.json", json.dumps({"key": key, **manifest}).encode())
+    prepared = load(target)
+    prepared.quarantine.check(limit)
+    return prepared
+
+
+def _encode(dataset: RawDataset, target: Storage, token: str, shard_bytes: int, limit: float) -> dict[str, Any]:
+    """Write everything but the manifest, which is returned."""
+    written = {name: _write_part(rows, target, f"{name}-{token}", shard_bytes)
+               for name, rows in dataset.encode().items()}
+    bad = [record for part in written.values() for record in part.quarantined]
+    kept = sum(shard["rows"] for part in written.values() for shard in part.shards)
+    Quarantine(len(bad), kept, bad[:10], "").check(limit)
+    for name, part in written.items():
+        if not part.shards:
+            source = ", ".join(s.uri for s in dataset.sources()[:3]) or f"dataset.kind={dataset.kind}"
+            raise ValueError(f"{source}: there are no rows to prepare for {name}; add some, or name another file")
+    state = dataset.state([summary for part in written.values() for summary in part.summaries])
+    return {"format": FORMAT, "kind": dataset.kind, "options": dataset.options(),
+            "sources": [{"uri": s.uri, "size": s.size, "mtime": s.mtime} for s in dataset.sources()], "state": state,
+            "parts": {name: {"shards": part.shards, "index": part.index} for name, part in written.items()},
+            "quarantine": _write_quarantine(bad, target) | {"kept": kept}}
+
+
+def _write_quarantine(bad: list[dict[str, Any]], target: Storage) -> dict[str, Any]:
+    if not bad:
+        return {"rows": 0, "first": [], "file": ""}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), sink, compression="zstd")
+    target.write("quarantine.parquet", sink.getvalue())        # whoever prepares the same data writes the same
+    return {"rows": len(bad), "first": bad[:10], "file": "quarantine.parquet"}
 
 
 def _clear(target: Storage, token: str) -> None:
@@ -129,7 +183,7 @@ def _clear(target: Storage, token: str) -> None:
     for name in target.names():
         if f"-{token}-" in name:
             target.remove(name)
-    if not target.names():
+    if target.names() in ([], ["quarantine.parquet"]):
         target.delete("")
 
 
@@ -151,7 +205,10 @@ def load(target: Storage) -> Prepared:
         parts[name] = Part(shards, pq.read_table(io.BytesIO(data)))
     content = [s.sha256 for p in parts.values() for s in p.shards]
     digest = hashlib.sha256(json.dumps([manifest["state"], content], sort_keys=True).encode()).hexdigest()
-    return Prepared(target, manifest["key"], manifest["kind"], manifest["state"], parts, digest[:32])
+    told = manifest["quarantine"]
+    uri = f"{target.uri}/{told['file']}" if told["file"] else ""
+    quarantine = Quarantine(told["rows"], told["kept"], told["first"], uri)
+    return Prepared(target, manifest["key"], manifest["kind"], manifest["state"], parts, digest[:32], quarantine)
 
 
 def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArray[np.int64] | None]) -> pa.Table:
@@ -192,31 +249,44 @@ def _checked(storage: Storage, told: dict[str, Any]) -> bytes:
     return data
 
 
-def _write_part(rows: ray.data.Dataset, target: Storage, prefix: str, shard_bytes: int) -> tuple[dict[str, Any], Any]:
-    """Write a dataset's rows as shards, in its order; (manifest entry, summaries)."""
+@dataclass(frozen=True)
+class _Written:
+    """One part: the manifest's entries, the summaries of its rows, and its quarantined records."""
+
+    shards: list[dict[str, Any]]
+    index: dict[str, Any]
+    summaries: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]]
+
+
+def _write_part(rows: ray.data.Dataset, target: Storage, prefix: str, shard_bytes: int) -> _Written:
+    """Write a dataset's rows as shards, in its order."""
     def write(block: pa.Table) -> Iterator[pa.Table]:
         for table in _slices(block, shard_bytes):
             yield _write_shard(table, target, f"{prefix}-{uuid.uuid4().hex}.parquet")
 
     from datasets.files import user_errors
     with user_errors():
-        written = rows.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True).to_arrow_refs()
+        refs = rows.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True).to_arrow_refs()
         import ray
-        tables = [t for t in ray.get(written) if t.num_rows]
-    shards, index, summaries = [], [], []
+        tables = [t for t in ray.get(refs) if t.num_rows]
+    written, index = _Written([], {}, [], []), []
     for record in (r for t in tables for r in t.to_pylist()):
-        shards.append(json.loads(record["shard"]))
-        places = pq.read_table(io.BytesIO(record["index"]))
-        index.append(places.append_column("shard", pa.array(np.full(places.num_rows, len(shards) - 1, np.int32))))
-        summaries += json.loads(record["summaries"])
-    if not shards:
-        return {"shards": []}, []
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(index), sink, compression="zstd")
-    data = sink.getvalue()
-    name = f"{prefix}-index.parquet"
-    target.write(name, data)
-    return {"shards": shards, "index": {"file": name, "bytes": data.size, "sha256": sha256(data)}}, summaries
+        written.summaries.extend(json.loads(record["summaries"]))
+        written.quarantined.extend(json.loads(record["quarantined"]))
+        if record["shard"]:
+            places = pq.read_table(io.BytesIO(record["index"]))
+            number = pa.array(np.full(places.num_rows, len(written.shards), np.int32))
+            index.append(places.append_column("shard", number))
+            written.shards.append(json.loads(record["shard"]))
+    if index:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.concat_tables(index), sink, compression="zstd")
+        data = sink.getvalue()
+        name = f"{prefix}-index.parquet"
+        target.write(name, data)
+        written.index.update({"file": name, "bytes": data.size, "sha256": sha256(data)})
+    return written
 
 
 def _slices(block: pa.Table, most: int) -> Iterator[pa.Table]:
@@ -229,9 +299,16 @@ def _slices(block: pa.Table, most: int) -> Iterator[pa.Table]:
 
 
 def _write_shard(table: pa.Table, target: Storage, name: str) -> pa.Table:
-    """Write one shard; a record of its manifest entry, its rows' index and their summaries."""
-    summaries = [json.loads(s) for s in table["summary"].to_pylist() if s] if "summary" in table.column_names else []
-    stored = table.drop_columns([c for c in ("summary",) if c in table.column_names])
+    """Write one shard; a record of its manifest entry, its rows' index, their summaries, and who is quarantined."""
+    told = {c: [json.loads(s) for s in table[c].to_pylist() if s] if c in table.column_names else []
+            for c in ("summary", "quarantine")}
+    if told["quarantine"]:
+        table = table.filter(pc.fill_null(pc.equal(table["quarantine"], ""), True))
+    stored = table.drop_columns([c for c in told if c in table.column_names])
+    record = {"shard": [""], "index": [b""], "summaries": [json.dumps(told["summary"])],
+              "quarantined": [json.dumps(told["quarantine"])]}
+    if not stored.num_rows:
+        return pa.table(record)
     group = max(1, int(stored.num_rows * GROUP_BYTES / max(stored.nbytes, 1)))
     sink = pa.BufferOutputStream()
     pq.write_table(stored, sink, row_group_size=group, compression="zstd", use_dictionary=False,
@@ -244,5 +321,4 @@ def _write_shard(table: pa.Table, target: Storage, name: str) -> pa.Table:
     pq.write_table(stored.select(narrow), places, compression="zstd")
     entry = {"file": name, "rows": stored.num_rows, "bytes": data.size, "memory": stored.nbytes,
              "sha256": sha256(data), "groups": groups}
-    return pa.table({"shard": [json.dumps(entry)], "index": [places.getvalue().to_pybytes()],
-                     "summaries": [json.dumps(summaries)]})
+    return pa.table(record | {"shard": [json.dumps(entry)], "index": [places.getvalue().to_pybytes()]})

@@ -59,6 +59,7 @@ class RandomSequences:
     seed: int
     kind: ClassVar[str] = "random_sequences"
     tasks: ClassVar[tuple[str, ...]] = ("regress",)
+    frontend: ClassVar[str] = "frames"
 
     def sources(self) -> list[Source]:
         """None: the options say everything."""
@@ -68,7 +69,7 @@ class RandomSequences:
         return asdict(self)
 
     def encode(self) -> dict[str, ray.data.Dataset]:
-        """Stored rows by split: ``length``, ``values`` (length,), ``target``, ``summary``."""
+        """Stored rows by split: ``length``, ``values`` (length,), ``numbers`` (1,), ``summary``."""
         import ray.data
 
         def part(split: str, number: int) -> ray.data.Dataset:
@@ -80,17 +81,19 @@ class RandomSequences:
         return {split: part(split, number) for number, split in enumerate(SHARES)}
 
     def state(self, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The mean target of the training rows, and the best reachable error."""
+        """Mean and deviation of the training rows' targets, and the best reachable error."""
         training = [s for s in summaries if s["split"] == "train"]
-        mean = sum(s["sum"] for s in training) / sum(s["rows"] for s in training)
-        return {"mean": mean, "best": {"mse": NOISE ** 2, "mae": NOISE * (2 / np.pi) ** 0.5}}
+        rows, total, squares = (sum(s[k] for s in training) for k in ("rows", "sum", "squares"))
+        return {"mean": total / rows, "std": (squares / rows - (total / rows) ** 2) ** 0.5,
+                "best": {"mse": NOISE ** 2, "mae": NOISE * (2 / np.pi) ** 0.5}}
 
     def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
         """One channel, one target."""
-        return {"frontend": "frames", "channels": 1, "targets": 1}
+        told = {"mean": None, "std": None} if state is None else {k: [state[k]] for k in ("mean", "std")}
+        return {"frontend": self.frontend, "channels": 1, "targets": 1, **told}
 
     def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
-        return RowView(prepared.parts[split], 1, ("target",), {"mean": prepared.state["mean"]})
+        return RowView(prepared.parts[split], {"values": 1}, {"numbers": "row"})
 
 
 def _make(dataset: RandomSequences, split: str, number: int, batch: pa.Table) -> Iterator[pa.Table]:
@@ -101,10 +104,11 @@ def _make(dataset: RandomSequences, split: str, number: int, batch: pa.Table) ->
         back = lengths[:, None] - 1 - np.arange(dataset.longest)                  # steps from the end; negative: none
         weights = np.where(back >= 0, FADE ** np.maximum(back, 0), 0.0)
         target = (values * weights).sum(1) + rng.normal(scale=NOISE, size=count)
-        summary = json.dumps({"split": split, "rows": count, "sum": float(target.sum())})
+        summary = json.dumps({"split": split, "rows": count, "sum": float(target.sum()),
+                              "squares": float(np.square(target).sum())})
         flat = values[back >= 0].astype(np.float32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         yield pa.table({"length": pa.array(lengths.astype(np.int32)),
                         "values": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-                        "target": pa.array(target.astype(np.float32)),
+                        "numbers": pa.FixedSizeListArray.from_arrays(pa.array(target.astype(np.float32)), 1),
                         "summary": [summary] + [""] * (count - 1)})

@@ -6,13 +6,14 @@ cuts rows from what was read. Nothing of it is stored: lookback, horizon and bat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -201,11 +202,12 @@ class SeriesDataset:
     """What any dataset of stored series offers to training: windows, to forecast from."""
 
     tasks: ClassVar[tuple[str, ...]] = ("forecast",)
+    frontend: ClassVar[str] = "patches"
     targets: list[str]
 
     def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
         """``channels`` stored a step, of which ``targets`` and ``known`` (in the future); window and season."""
-        told = {"frontend": "patches", "targets": len(self.targets), "channels": len(self.targets), "known": 0,
+        told = {"frontend": self.frontend, "targets": len(self.targets), "channels": len(self.targets), "known": 0,
                 "observed": False, "season": 1, "lookback": task.get("lookback"), "horizon": task.get("horizon")}
         if state is not None:
             told |= {"channels": state["width"], "known": len(state["channels"]["calendar"]),
@@ -237,19 +239,18 @@ class SeriesDataset:
 
 @dataclass(frozen=True)
 class RowView:
-    """Stored rows as they are: sequences of frames (``values``, `channels` numbers a step) with targets.
+    """Stored rows as they are: sequences with targets.
 
     Attributes:
-        part: stored rows with a ``length`` each.
-        channels: numbers stored for each step.
-        targets: columns that are targets, one number or a list of one size a row.
-        constants: numbers by name, handed to the task with each row.
+        part: stored rows with a ``length`` each, in steps of the input.
+        inputs: columns of lists -> numbers a step, or 0 for one number without an axis of its own.
+        targets: columns -> what they hold: ``row`` (a number, or a list of one size, a row), ``step`` (a number a step;
+            padding becomes -1), or a count K (a list of whole numbers below K a row, which becomes K zeros and ones).
     """
 
     part: Part
-    channels: int
-    targets: Sequence[str]
-    constants: Mapping[str, float]
+    inputs: Mapping[str, int]
+    targets: Mapping[str, str | int]
 
     @cached_property
     def rows(self) -> Ids:
@@ -264,48 +265,101 @@ class RowView:
         return np.flatnonzero(np.isin(self.part.shard_of, shards))
 
     def open(self, stored: Ids, table: pa.Table) -> RowReader:
-        flat = _flat(table["values"])
-        steps = self.part.column("length")[stored]
-        targets = {name: np.asarray(_column(table[name])) for name in self.targets}
-        return RowReader(stored, flat.reshape(-1, self.channels), np.cumsum(steps) - steps, steps, targets,
-                         self.constants)
+        return RowReader(stored, table, self.inputs, self.targets)
 
 
-@dataclass(frozen=True)
 class RowReader:
-    """Stored rows side by side."""
+    """Stored rows side by side.
 
-    stored: Ids
-    flat: NDArray[np.float32]
-    place: Ids
-    steps: Ids
-    targets: dict[str, NDArray[Any]]
-    constants: Mapping[str, float]
+    Args:
+        stored: (R,) their numbers, ascending.
+        table: of them.
+        inputs, targets: see RowView.
+    """
+
+    def __init__(self, stored: Ids, table: pa.Table, inputs: Mapping[str, int],
+                 targets: Mapping[str, str | int]) -> None:
+        self.stored, self.targets = stored, targets
+        self.steps = table["length"].to_numpy().astype(np.int64)
+        self.runs = {name: Runs(_flat(table[name]).reshape(-1, width) if width else _flat(table[name]), self.steps)
+                     for name, width in inputs.items()}
+        self.told: dict[str, Any] = {}
+        for name, kind in targets.items():
+            if kind == "step":
+                self.told[name] = Runs(_flat(table[name]), self.steps)
+            elif kind == "row":
+                column = _column(table[name])
+                self.told[name] = column.astype(np.int64) if column.dtype.kind == "i" else column
+            else:
+                self.told[name] = (_flat(table[name]), _offsets(table[name]))
 
     def take(self, ids: Ids) -> Fields:
-        """values (B, T, C) padded with 0 to the longest row; each target (B,) or (B, K)."""
+        """Each input (B, T) or (B, T, C), padded with 0 to the longest row; each target (B,), (B, K) or (B, T)."""
         rows = np.searchsorted(self.stored, ids)
         steps = self.steps[rows]
-        step = np.arange(int(steps.max()))
-        valid = step < steps[:, None]                                              # (B, T)
-        values = self.flat[np.where(valid, self.place[rows][:, None] + step, 0)]
-        if not valid.all():
-            values[~valid] = 0
-        constants = {name: np.full(ids.size, value, np.float32) for name, value in self.constants.items()}
-        return {"inputs": {"values": values}, "lengths": {"values": steps},
-                "targets": {**{name: column[rows] for name, column in self.targets.items()}, **constants}}
+        targets: dict[str, NDArray[Any]] = {}
+        for name, kind in self.targets.items():
+            told = self.told[name]
+            if kind == "step":
+                targets[name] = told.take(rows, padding=-1).astype(np.int64)
+            else:
+                targets[name] = told[rows] if kind == "row" else _ones(told[0], told[1], rows, int(kind))
+        return {"inputs": {name: run.take(rows) for name, run in self.runs.items()}, "targets": targets,
+                "lengths": dict.fromkeys(self.runs, steps)}
 
 
-def _flat(column: pa.ChunkedArray) -> NDArray[np.float32]:
+class Runs:
+    """Sequences of unequal length, one after the other in `flat` (steps, ...)."""
+
+    def __init__(self, flat: NDArray[Any], steps: Ids) -> None:
+        self.flat, self.steps, self.place = flat, steps, np.cumsum(steps) - steps
+        assert int(steps.sum()) == len(flat)
+
+    def take(self, rows: Ids, *, padding: int = 0) -> NDArray[Any]:
+        """(B, T, ...): the sequences `rows`, padded to the longest.
+
+        Each row is copied as one run of T steps, the end of which belongs to rows after it and is then padded; a row
+        too near the end of `flat` for that is copied by itself.
+        """
+        steps, place = self.steps[rows], self.place[rows]
+        width = int(steps.max())
+        count = len(self.flat) - width + 1
+        stride = self.flat.strides[0]
+        windows = np.lib.stride_tricks.as_strided(self.flat, (count, width, *self.flat.shape[1:]),
+                                                  (stride, *self.flat.strides), writeable=False)
+        out: NDArray[Any] = windows[np.minimum(place, count - 1)]
+        for i in np.flatnonzero(place > count - 1):
+            out[i, :steps[i]] = self.flat[place[i]:place[i] + steps[i]]
+        if int(steps.min()) < width:
+            out[np.arange(width) >= steps[:, None]] = padding
+        return out
+
+
+def _ones(flat: Ids, offsets: Ids, rows: Ids, count: int) -> NDArray[np.float32]:
+    """(B, count): 1 at the numbers of each row's list."""
+    out = np.zeros((rows.size, count), np.float32)
+    sizes = offsets[rows + 1] - offsets[rows]
+    place = np.repeat(offsets[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+    out[np.repeat(np.arange(rows.size), sizes), flat[place]] = 1
+    return out
+
+
+def _offsets(column: pa.ChunkedArray) -> Ids:
+    """(R + 1,) where each list begins in what `_flat` gives, and the end."""
+    sizes = pc.list_value_length(column).to_numpy().astype(np.int64)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
     """The numbers of a column of lists, one after the other; not copied where the column is in one piece."""
     values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    flat: NDArray[np.float32] = values.flatten().to_numpy(zero_copy_only=True)
+    flat: NDArray[Any] = values.flatten().to_numpy(zero_copy_only=True)
     return flat
 
 
 def _column(column: pa.ChunkedArray) -> NDArray[Any]:
     values = column.combine_chunks()
-    if pa.types.is_list(values.type):
+    if pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
         flat: NDArray[Any] = values.flatten().to_numpy()
         return flat.reshape(len(values), -1)
     out: NDArray[Any] = values.to_numpy()

@@ -24,10 +24,10 @@ def build(spec: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, 
 
     chosen = dict(model)
     family_name = chosen.pop("family")
-    front = frontends.build(spec["frontend"], spec, **options.only(getattr(frontends, spec["frontend"]), chosen))
+    front_module = frontends.module(spec["frontend"])
+    front = frontends.build(spec["frontend"], spec, **options.only(front_module.build, chosen))
     family = families.build(family_name, front.size, **options.only(families.module(family_name).build, chosen))
-    patch = getattr(front, "patch", None)
-    encoder = {"size": family.size, "steps": spec["lookback"] // patch if patch else None,
-               "sequences": getattr(front, "sequences", 1)}
+    encoder = {"size": family.size, "steps": front.steps, "sequences": front.sequences,
+               "changes_steps": front.changes_steps}
     settings = {k: v for k, v in task.items() if k != "kind"}
     return SequenceModel(front, family, tasks.build(task["kind"], spec, encoder, **settings))

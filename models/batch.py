@@ -19,6 +19,8 @@ class Batch:
         weights: (B,) float32; 0 for the filler rows that keep all workers in step, else 1.
         row_ids: (B,) int64 on the CPU; the row's number in its split.
         reset: (B,) bool, True where a carried state starts anew; None where no state is carried.
+        keys: (B,) int64 on the CPU, mixed from (seed, epoch, row id): what augmentation is drawn from; None in
+            evaluation. They stay there, like lengths: a changed speed changes a row's length, which the CPU must know.
     """
 
     inputs: dict[str, Tensor]
@@ -27,11 +29,12 @@ class Batch:
     weights: Tensor
     row_ids: Tensor
     reset: Tensor | None = None
+    keys: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with all but lengths and row ids on `device`; copies do not block pinned memory."""
+        """The same batch with all that is computed with on `device`; copies do not block pinned memory."""
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
         return Batch({k: move(v) for k, v in self.inputs.items()}, self.lengths,
                      {k: move(v) for k, v in self.targets.items()}, move(self.weights), self.row_ids,
-                     None if self.reset is None else move(self.reset))
+                     None if self.reset is None else move(self.reset), self.keys)

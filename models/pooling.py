@@ -6,12 +6,15 @@ Lengths are (B,) int64, each in 1..T, on any device. Values in padded steps, NaN
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.families import check_choice, step_mask
+from models.options import check_share
+
+Kind = Literal["mean", "max", "last", "attention"]
 
 
 def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
@@ -64,12 +67,34 @@ class Pooling(nn.Module):
         return self.function(x, lengths)
 
 
-def build(kind: Literal["mean", "max", "last", "attention"], size: int) -> nn.Module:
+def build(kind: Kind, size: int) -> nn.Module:
     """A module (x (B, T, H), lengths (B,)) -> (B, H), for steps of `size` units.
 
     Raises:
         ValueError: `kind` is not known.
     """
+    check_choice("pooling", kind, get_args(Kind), "task")
     functions = {"mean": masked_mean, "max": masked_max, "last": last_step}
-    check_choice("pooling", kind, (*functions, "attention"))
     return AttentionPooling(size) if kind == "attention" else Pooling(functions[kind])
+
+
+class PooledHead(nn.Module):
+    """Pooling, dropout, then one linear layer: what a task reads of a whole row.
+
+    Args:
+        size: H, units of a step.
+        outputs: K.
+        pooling: see ``build``.
+        dropout: probability that a pooled unit is dropped.
+    """
+
+    def __init__(self, size: int, outputs: int, *, pooling: Kind, dropout: float) -> None:
+        super().__init__()
+        check_share("task.dropout", dropout)
+        self.pooling, self.dropout = build(pooling, size), nn.Dropout(dropout)
+        self.linear = nn.Linear(size, outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) -> (B, K)."""
+        out: Tensor = self.linear(self.dropout(self.pooling(x, lengths)))
+        return out

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from models.batch import Batch
 from models.families import Family, State
 
-Sums = dict[str, tuple[Tensor, Tensor]]     # metric -> (sum, count), scalars; a metric is their quotient
+# By name, tensors of any shape that add up over batches and workers, in float64; Task.result makes metrics of the sums.
+# A mean is the pair (sum, count), made by `mean`.
+Sums = dict[str, Tensor]
 
 
 @dataclass
@@ -33,9 +36,20 @@ class Encoded:
 
 
 class Frontend(nn.Module):
-    """Raw inputs -> steps of `size` features."""
+    """Raw inputs -> steps of features.
+
+    Attributes:
+        size: features of a step.
+        steps: of every row, where all rows have as many; else None.
+        sequences: that each row becomes.
+        changes_steps: where its steps are not the input's own, the option that makes it so and the remedy, for the
+            message of a task that needs them to be; else empty.
+    """
 
     size: int
+    steps: int | None = None
+    sequences: int = 1
+    changes_steps: str = ""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(x (R, T, size), lengths (R,) on the CPU, context)."""
@@ -57,17 +71,32 @@ class Baseline(ABC):
 
     @abstractmethod
     def metrics(self, batch: Batch) -> Sums:
-        """Sums and counts over the batch."""
+        """Sums over the batch, as ``Task.metrics`` gives them."""
+
+
+@dataclass
+class Artifact:
+    """Something to be drawn or written beside the metrics.
+
+    Attributes:
+        kind: what it is, which says how it is drawn.
+        arrays: by name, nested lists of plain numbers.
+    """
+
+    kind: str
+    arrays: dict[str, list[Any]]
 
 
 class Task(nn.Module):
     """What is predicted: head, loss, metrics, baselines.
 
     Attributes:
-        primary: the metric whose lowest value is the best model.
+        primary: the metric that says which model is best.
+        maximise: whether its highest value is best; else its lowest.
     """
 
     primary: str
+    maximise: bool = False
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(weighted sum of the rows' losses, sum of their weights), both scalars."""
@@ -78,15 +107,23 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
-        """Sums and counts over the batch; always has ``loss`` and the primary metric."""
+        """Sums over the batch, of which ``result`` makes ``loss``, the primary metric and others."""
         raise NotImplementedError
+
+    def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics from the sums of all batches, the model's or a baseline's; a mean of nothing is left out."""
+        return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
+
+    def artifacts(self, sums: Mapping[str, Tensor]) -> list[Artifact]:
+        """What is to be seen in the same sums beside the metrics."""
+        return []
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """Predictions by name, rows first."""
         raise NotImplementedError
 
     def baselines(self, batch: Batch) -> dict[str, Sums]:
-        """The metrics of simple methods that need no training, by their names."""
+        """The sums of simple methods that need no training, by their names."""
         return {}
 
     def fitted_baselines(self) -> Sequence[Baseline]:
@@ -110,6 +147,11 @@ class SequenceModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum of weighted losses, sum of weights)."""
         return self.task.loss(self, batch)
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """A mean as it adds up: (2,) float64, sum and count."""
+    return torch.stack([total.double(), count.double()])
 
 
 def full(x: Tensor) -> Tensor:

@@ -108,12 +108,15 @@ def evaluate(bundle: str, overrides: tuple[str, ...], split: str, verbose: bool)
 
 
 @click.argument("bundle")
-@click.argument("file")
+@click.argument("source")
 @click.option("-o", "--output", default=None, help="CSV or Parquet file to write; without it, CSV on stdout.")
-def predict(bundle: str, file: str, output: str | None, verbose: bool) -> dict[str, Any] | None:
-    """Apply a bundle to new raw data: what comes after the last row of every series in FILE."""
+def predict(bundle: str, source: str, output: str | None, verbose: bool) -> dict[str, Any] | None:
+    """Apply a bundle to raw input: a table, a folder, a sound file, or a sentence itself.
+
+    Time series: what comes after the last row of every series. Else a row for each row or sound of SOURCE.
+    """
     from workflows.predict import predict as run
-    return run(bundle, file, output)
+    return run(bundle, source, output)
 
 
 @EXPERIMENT

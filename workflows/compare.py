@@ -47,9 +47,10 @@ def compare(source: str | Path | None = None, overrides: list[str] | None = None
     first = next(iter(results.values()))
     split = "test" if any(k.startswith("test/") for k in first["metrics"]) else "validation"
     judged = f"{split}/{first['primary']}"
-    ranking = sorted(results, key=lambda f: results[f]["metrics"][judged])
+    sign = -1 if first["maximise"] else 1
+    ranking = sorted(results, key=lambda f: sign * results[f]["metrics"][judged])
     methods = {**{family: results[family]["metrics"] for family in ranking}, **first["baselines"]}
-    ranked = dict(sorted(methods.items(), key=lambda item: item[1].get(judged, math.inf)))
+    ranked = dict(sorted(methods.items(), key=lambda item: sign * item[1].get(judged, sign * math.inf)))
     trained = {family: f"{results[family]['seconds']:.1f}" for family in ranking}
     console.say(f"\nranked by {judged}, one seed each:")
     console.rich.print(metrics_table({**ranked, **best_row(first)}, {"seconds": trained}))

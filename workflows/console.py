@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from datasets.prepare import Prepared
 
 
 class Console:
@@ -46,6 +49,16 @@ class Console:
         finally:
             timer.cancel()
 
+    def notes(self, prepared: Prepared) -> None:
+        """What is to be known of prepared data: what was cut, what was set aside and where it is listed."""
+        for note in prepared.state.get("notes", []):
+            self.say(note)
+        aside = prepared.quarantine
+        if aside.rows:
+            first, total = aside.first[0], aside.rows + aside.kept
+            self.say(f"{aside.rows:,} of {total:,} records cannot be used (the first: {first['uri']}, row "
+                     f"{first['row']}: {first['reason']}); all are in {aside.uri}")
+
     def event(self, event: dict[str, Any]) -> None:
         """Something a worker tells: start, step, epoch."""
         getattr(self, f"_{event['event']}")(event)
@@ -70,7 +83,7 @@ class Console:
     def _epoch(self, event: dict[str, Any]) -> None:
         metrics = event["metrics"]
         shown = [f"{k} {v:.4g}" for k, v in metrics.items()
-                 if k in ("train/loss", "validation/loss", "validation/mse", "validation/mae")]
+                 if k in ("train/loss", *(f"validation/{m}" for m in ("loss", "mse", "mae", "accuracy", "macro_f1")))]
         self.say(f"epoch {event['epoch']}/{self.epochs}  {'  '.join(shown)}  "
                  f"{metrics['train/epoch_rows_per_second']:,.0f} rows/s  {metrics['train/epoch_seconds']:.1f} s"
                  + ("  best" if event["best"] else ""))

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets.storage import Storage
 from workflows import cluster
+from workflows.console import Console, metrics_table
 from workflows.experiment import Experiment, dataset_of, load
 from workflows.settings import Workers
 
@@ -29,6 +30,7 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
     """
     import torch
 
+    from datasets.records import Records
     from workflows import bundle as bundles
     from workflows import loop, tracking
     from workflows.train import cached_parts, prepare
@@ -41,8 +43,13 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
     tracking.check(experiment.tracking.uri)
     place = cluster.connect(Workers(cpus=experiment.workers.cpus), verbose=verbose)
     try:
-        prepared = prepare(experiment)
-        spec = dataset_of(experiment).spec(prepared.state, experiment.task)
+        dataset = dataset_of(experiment)
+        if isinstance(dataset, Records) and experiment.dataset != load(told.experiment).dataset:
+            dataset.reuse(told.state)                  # other data: the bundle's vocabulary, classes and scaling
+        prepared = prepare(experiment, dataset)
+        console = Console()
+        console.notes(prepared)
+        spec = dataset.spec(prepared.state, experiment.task)
         if spec != told.spec:
             changed = [f"{k}: {told.spec.get(k)!r} in the bundle, {spec[k]!r} here" for k in spec
                        if spec[k] != told.spec.get(k)]
@@ -62,17 +69,17 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
         rows = data.ingest(split, training=False).plan.total
     finally:
         cluster.disconnect(place)
-    metrics = {f"{split}/{k}": v for k, v in found.pop("model").items()}
-    others = {m: {f"{split}/{k}": v for k, v in values.items()} for m, values in found.items()}
+    metrics = {f"{split}/{k}": v for k, v in found.metrics.pop("model").items()}
+    others = {m: {f"{split}/{k}": v for k, v in values.items()} for m, values in found.metrics.items()}
     run_id = tracking.find(experiment.tracking.uri, told.run)
-    _show(metrics, others, rows)
+    console.rich.print(metrics_table({"model": metrics, **others}))
+    console.say(f"{rows:,} rows")
     return {"metrics": metrics, "baselines": others, "rows": rows, "run": told.run, "run_id": run_id,
             "bundle": folder.uri}
 
 
 def prepare_only(source: str | Path | None, overrides: list[str], *, verbose: bool = False) -> dict[str, Any]:
     """Prepare an experiment's data, and say where it is and how much."""
-    from workflows.console import Console
     from workflows.train import prepare
 
     experiment: Experiment = load(source, overrides)
@@ -84,9 +91,12 @@ def prepare_only(source: str | Path | None, overrides: list[str], *, verbose: bo
         cluster.disconnect(place)
     parts = {n: {"rows": int(sum(s.rows for s in p.shards)), "shards": len(p.shards), "bytes": p.bytes}
              for n, p in prepared.parts.items()}
-    Console().say(f"prepared data: {prepared.storage.uri}\n" + "\n".join(
+    console = Console()
+    console.notes(prepared)
+    console.say(f"prepared data: {prepared.storage.uri}\n" + "\n".join(
         f"{n}: {p['rows']:,} stored rows in {p['shards']} shards, {p['bytes']:,} bytes" for n, p in parts.items()))
-    return {"prepared": prepared.storage.uri, "digest": prepared.digest, "parts": parts}
+    return {"prepared": prepared.storage.uri, "digest": prepared.digest, "parts": parts,
+            "quarantined": prepared.quarantine.rows, "quarantine": prepared.quarantine.uri}
 
 
 def open_bundle(bundle: str | Path) -> Storage:
@@ -107,9 +117,3 @@ def open_bundle(bundle: str | Path) -> Storage:
         raise ValueError(f"{folder.uri}: not a bundle, but something else with a manifest.json")
     return folder
 
-
-def _show(metrics: dict[str, float], others: dict[str, dict[str, float]], rows: int) -> None:
-    from workflows.console import Console, metrics_table
-    console = Console()
-    console.rich.print(metrics_table({"model": metrics, **others}))
-    console.say(f"{rows:,} rows")

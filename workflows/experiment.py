@@ -21,7 +21,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from workflows.settings import Storing, Tracking, Training, Workers
+from workflows.settings import Quarantine, Storing, Tracking, Training, Workers
 from workflows.tracking import without_secrets
 
 if typing.TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Experiment:
     model: dict[str, Any]
     training: Training = field(default_factory=Training)
     workers: Workers = field(default_factory=Workers)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     storage: str = "runs"
     tracking: Tracking = field(default_factory=Tracking)
     source: str = ""                      # the file it was read from, for messages
@@ -155,8 +156,8 @@ def dataset_kinds() -> list[str]:
     return kinds()
 
 
-HANDED_ON = {"input_size", "spec", "encoder"}
-SETTINGS: dict[str, Any] = {"training": Training, "workers": Workers, "tracking": Tracking}
+HANDED_ON = {"input_size", "spec", "encoder", "told"}
+SETTINGS: dict[str, Any] = {"training": Training, "workers": Workers, "quarantine": Quarantine, "tracking": Tracking}
 
 
 def _options(builder: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -165,13 +166,15 @@ def _options(builder: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _dataset_builders(kind: str) -> list[Any]:
-    from datasets import module
-    return [module(kind).build, Storing]
+    from datasets import builders
+    return [*builders(kind), Storing]
 
 
-def _model_builders(family: str) -> list[Any]:
+def _model_builders(family: str, frontend: str | None = None) -> list[Any]:
+    """What takes a model's options; without a front end those of all of them."""
     from models import families, frontends
-    return [families.module(family).build, frontends.patches, frontends.frames]
+    chosen = [frontend] if frontend else frontends.names()
+    return [families.module(family).build, *(frontends.module(name).build for name in chosen)]
 
 
 def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -294,7 +297,7 @@ def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     kinds: list[tuple[str, str, list[str], Callable[[str], list[Any]]]] = [
         ("dataset", "kind", dataset_kinds(), _dataset_builders),
         ("task", "kind", tasks.names(), lambda n: [tasks.module(n).build]),
-        ("model", "family", families.names(), _model_builders)]
+        ("model", "family", families.names(), lambda n: _model_builders(n, _frontend(chosen.get("dataset"))))]
     for section, key, names, builders in kinds:
         given = told.get(section)
         if not isinstance(given, dict):
@@ -319,6 +322,14 @@ def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             except ValueError as error:
                 problems.append(str(error))
     return chosen
+
+
+def _frontend(dataset: dict[str, Any] | None) -> str | None:
+    """The front end that reads a dataset's rows; None while the dataset is not known."""
+    try:
+        return dataset_of(Experiment("", dataset, {}, {})).frontend if dataset else None
+    except ValueError:                                 # told by _check_combinations
+        return None
 
 
 def _validate(section: str, model: type[BaseModel], given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -383,11 +394,20 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
     try:
         storing_of(experiment)
         dataset = dataset_of(experiment)
-        if dataset.tasks and experiment.task["kind"] not in dataset.tasks:
+        if not dataset.tasks:
+            raise ValueError("the dataset says nothing of what to predict; name a column in dataset.label (one class a "
+                             "row), dataset.labels (several), dataset.step_labels (a class a step) or dataset.numbers")
+        if experiment.task["kind"] not in dataset.tasks:
             raise ValueError(f"task.kind={experiment.task['kind']!r} cannot be trained on "
                              f"dataset.kind={experiment.dataset['kind']!r}; it has: {', '.join(dataset.tasks)}")
+        spec = dataset.spec(None, experiment.task)
         with torch.device("meta"):
-            models.build(dataset.spec(None, experiment.task), experiment.model, experiment.task)
+            models.build(spec, experiment.model, experiment.task)
+        for key, other, wrong in (("batch_seconds", "batch_tokens", "rate" not in spec),
+                                  ("batch_tokens", "batch_seconds", "rate" in spec)):
+            if wrong and getattr(experiment.training, key) is not None:
+                raise ValueError(f"training.{key} has no meaning for dataset.kind={experiment.dataset['kind']}; "
+                                 f"use training.{other}")
         if experiment.training.batch_size < experiment.workers.count:
             raise ValueError(f"training.batch_size={experiment.training.batch_size} is smaller than workers.count="
                              f"{experiment.workers.count}; use at least {experiment.workers.count}, or fewer workers")

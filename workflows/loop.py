@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from models.batch import Batch
-from models.sequence import Baseline, SequenceModel, Sums
+from models.sequence import Artifact, Baseline, SequenceModel, Sums
 from workflows.settings import Training
 
 
@@ -63,7 +63,8 @@ class Progress:
     epoch_checksum: int = 0
     epoch_loss: float = 0.0                          # weighted sum, all workers
     epoch_weight: float = 0.0
-    best: float = math.inf
+    best: float = math.inf                           # of the primary metric, negative where the highest is best
+    best_loss: float = math.inf                      # of that epoch's validation, which decides among equals
     best_step: int = -1
     stale: int = 0                                   # epochs since the best
     rate_scale: float = 1.0                          # of schedule plateau
@@ -247,16 +248,23 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
     return progress
 
 
+@dataclass
+class Evaluation:
+    """What an evaluation found: metrics by method (``model``, and baselines), and what is to be seen of the model."""
+
+    metrics: dict[str, dict[str, float]]
+    artifacts: list[Artifact]
+
+
 def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, precision: str = "fp32",
-             baselines: bool = False, fitted: Iterable[Baseline] = ()) -> dict[str, dict[str, float]]:
-    """Metrics over all steps and workers, by method: ``model``, and the task's baselines where asked for."""
-    totals: dict[str, dict[str, Tensor]] = {}
+             baselines: bool = False, fitted: Iterable[Baseline] = ()) -> Evaluation:
+    """Metrics over all steps and workers, of the model, and of the task's baselines where asked for."""
+    totals: dict[str, Sums] = {}
 
     def add(method: str, sums: Sums) -> None:
         into = totals.setdefault(method, {})
-        for name, (total, count) in sums.items():
-            pair = torch.stack([total.double(), count.double()])
-            into[name] = into[name] + pair if name in into else pair
+        for name, value in sums.items():
+            into[name] = into[name] + value.double() if name in into else value.double()
 
     model.eval()
     with torch.inference_mode():
@@ -271,7 +279,9 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
                     for method_ in fitted:
                         add(method_.name, method_.metrics(batch))
     model.train()
-    return {method: _quotients(into, workers) for method, into in totals.items()}
+    reduced = {method: _reduced(into, workers) for method, into in totals.items()}
+    return Evaluation({method: model.task.result(sums) for method, sums in reduced.items()},
+                      model.task.artifacts(reduced["model"]))
 
 
 def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Workers) -> None:
@@ -288,10 +298,12 @@ def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Wo
         method.fit(workers.sum(sums[method.name]).to(workers.device))
 
 
-def _quotients(into: dict[str, Tensor], workers: Workers) -> dict[str, float]:
-    names = sorted(into)
-    pairs = workers.sum(torch.stack([into[n] for n in names]))
-    return {n: float(total / count) for n, (total, count) in zip(names, pairs, strict=True) if count > 0}
+def _reduced(sums: Sums, workers: Workers) -> Sums:
+    """The sums over workers, in one exchange."""
+    names = sorted(sums)
+    flat = workers.sum(torch.cat([sums[name].reshape(-1) for name in names]))
+    parts = torch.split(flat, [sums[name].numel() for name in names])
+    return {name: part.reshape(sums[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: Training,
@@ -336,10 +348,11 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
                            f"{progress.epoch_checksum}); the plan has {rows} (checksum {expected})")
     metrics = {"train/loss": progress.epoch_loss / max(progress.epoch_weight, 1e-12)}
     metrics |= {f"validation/{k}": v for k, v in validate().items()}
-    judged = metrics[f"validation/{model.task.primary}"]
-    better = judged < progress.best
+    judged = metrics[f"validation/{model.task.primary}"] * (-1 if model.task.maximise else 1)
+    loss = metrics["validation/loss"]
+    better = (judged, loss) < (progress.best, progress.best_loss)
     if better:
-        progress.best, progress.best_step, progress.stale = judged, progress.step, 0
+        progress.best, progress.best_loss, progress.best_step, progress.stale = judged, loss, progress.step, 0
     else:
         progress.stale += 1
         if training.schedule == "plateau" and progress.stale % training.plateau_epochs == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from workflows.experiment import Experiment, dataset_of
 if TYPE_CHECKING:
     from datasets.prepare import Prepared
 
+MOST_CLASSES = 60           # that a picture can show
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"      # of the palette of Okabe & Ito (2008)
 
 
-def learning_curve(history: list[dict[str, float]], primary: str, file: Path) -> None:
+def learning_curve(history: list[dict[str, float]], primary: str, best_step: int, file: Path) -> None:
     """Loss on training and validation rows, and below the validation metric that decides, by epoch."""
     figure, (loss, judged) = _figure(7, 5.5, rows=2)
     epochs = [h["epoch"] + 1 for h in history]
@@ -24,7 +26,7 @@ def learning_curve(history: list[dict[str, float]], primary: str, file: Path) ->
     loss.plot(epochs, [h["train/loss"] for h in history], "o-", color=GREY, label="train/loss (while it learns)")
     loss.plot(epochs, [h["validation/loss"] for h in history], "o-", color=BLUE, label="validation/loss")
     judged.plot(epochs, metric, "o-", color=BLUE, label=f"validation/{primary}")
-    best = int(np.nanargmin(metric))
+    best = next(i for i, h in enumerate(history) if h["step"] == best_step)
     judged.plot(epochs[best], metric[best], "o", color=ORANGE, markersize=11, fillstyle="none", label="best, kept")
     judged.set(xlabel="epoch")
     for axis in (loss, judged):
@@ -35,9 +37,50 @@ def learning_curve(history: list[dict[str, float]], primary: str, file: Path) ->
 
 
 def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder: Path) -> None:
-    """A few predictions of the last split; only forecasts have a picture so far."""
+    """What there is to see of the last split: a few forecasts, or which classes are taken for which."""
     if experiment.task["kind"] == "forecast":
         forecasts(experiment, prepared, run, folder / "forecasts.png")
+    artifacts = json.loads(run.read("artifacts.json"))
+    if artifacts and len(artifacts[-1]["arrays"]) and experiment.task["kind"] in ("classify", "label"):
+        dataset: Any = dataset_of(experiment)
+        classes = dataset.classes(prepared.state, experiment.task["kind"])
+        draw = {"confusion": confusion, "decisions": decisions}[artifacts[-1]["kind"]]
+        if len(classes) <= MOST_CLASSES:
+            draw(artifacts[-1]["arrays"], classes, artifacts[-1]["split"], folder / "confusion.png")
+
+
+def confusion(arrays: dict[str, Any], classes: list[str], split: str, file: Path) -> None:
+    """A confusion matrix: counts, coloured by the share of each true class."""
+    matrix = np.array(arrays["matrix"])
+    side = 2.2 + 0.45 * len(classes)
+    figure, (axis,) = _figure(side + 1, side, rows=1)
+    share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        for i, j in np.ndindex(*matrix.shape):
+            axis.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=7,
+                      color="white" if share[i, j] > 0.5 else "black")
+    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true")
+    right = int(matrix.trace())
+    axis.set_title(f"{split}: {right:,} of {matrix.sum():,} right", fontsize=9, loc="left")
+    figure.savefig(file)
+
+
+def decisions(arrays: dict[str, Any], classes: list[str], split: str, file: Path) -> None:
+    """Precision and recall of each class, where any number of classes is right."""
+    right, false, missed = (np.array(arrays[f"{k}"]) for k in ("true_positive", "false_positive", "false_negative"))
+    figure, (axis,) = _figure(7, 1.2 + 0.3 * len(classes), rows=1)
+    places = np.arange(len(classes))
+    axis.barh(places - 0.2, right / np.maximum(1, right + false), height=0.38, color=BLUE, label="precision")
+    axis.barh(places + 0.2, right / np.maximum(1, right + missed), height=0.38, color=ORANGE, label="recall")
+    axis.set_yticks(places, [f"{name} ({n:,})" for name, n in zip(classes, right + missed, strict=True)], fontsize=8)
+    axis.set_xlim(0, 1)
+    axis.invert_yaxis()
+    axis.set_title(f"{split}, each class and how often it is true", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(file)
 
 
 def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path, *, count: int = 3) -> None:

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from datasets.records import STEP
 from workflows.bundle import Bundle
 
-ROWS = 256      # requests that go through the model together
+ROWS = 256      # series that go through the model together
+TOGETHER = 64   # the same of records
 
 
-def predict(bundle: str | Path, file: str | Path, output: str | Path | None = None) -> dict[str, Any] | None:
-    """What comes after the last row of every series in a file.
+def predict(bundle: str | Path, source: str | Path, output: str | Path | None = None) -> dict[str, Any] | None:
+    """Apply a bundle to raw input, as it was trained to.
 
     Args:
         bundle: its folder or URI.
-        file: CSV or Parquet with the columns that the model was trained on (or a glob, folder or URI).
+        source: what to read: a table with the columns that the model was trained on; for audio also a sound file or a
+            folder of them; for text also the text itself. Files may be folders, globs and URIs.
         output: CSV or Parquet to write; None writes CSV to stdout.
 
     Returns:
-        rows, series and output; None when stdout has the predictions.
+        rows, skipped and output; None when stdout has the predictions.
 
     Raises:
-        ValueError: what is wrong with the bundle or the file.
+        ValueError: what is wrong with the bundle or the source. A single row that cannot be used is skipped, and says
+        why in its column ``skipped``.
     """
     from workflows import bundle as bundles
     from workflows.evaluate import open_bundle
@@ -37,10 +44,19 @@ def predict(bundle: str | Path, file: str | Path, output: str | Path | None = No
     if output is not None and Path(output).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{output}: the output is CSV or Parquet; name it .csv or .parquet")
     told = bundles.load(open_bundle(bundle))
-    if told.experiment["task"]["kind"] != "forecast":
-        raise ValueError(f"{bundle}: predict has no raw input for dataset.kind="
-                         f"{told.experiment['dataset']['kind']!r}; it forecasts time series")
-    table = forecast(told, str(file))
+    kind = told.experiment["task"]["kind"]
+    if kind == "forecast":
+        table = forecast(told, str(source))
+    elif kind in WRITTEN:
+        table = pa.concat_tables(records(told, str(source)))
+    else:
+        raise ValueError(f"{bundle}: task.kind={kind!r} has no predictions to write")
+    skipped = 0
+    if "skipped" in table.column_names:
+        skipped = table.num_rows - table["skipped"].null_count
+        if skipped:
+            first = pc.drop_null(table["skipped"])[0].as_py()
+            print(f"{skipped:,} of {table.num_rows:,} rows were skipped (the first: {first})", file=sys.stderr)
     if output is None:
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
         return None
@@ -52,7 +68,89 @@ def predict(bundle: str | Path, file: str | Path, output: str | Path | None = No
     from datasets.storage import Storage
     folder, _, name = str(output if "://" in str(output) else Path(output).resolve()).rpartition("/")
     Storage(folder).write(name, sink.getvalue())
-    return {"rows": table.num_rows, "output": f"{folder}/{name}"}
+    return {"rows": table.num_rows, "skipped": skipped, "output": f"{folder}/{name}"}
+
+
+def records(told: Bundle, source: str) -> Iterator[pa.Table]:
+    """Raw rows of text, audio or sequences: where each stood (file, row), what was found in it, why it was skipped."""
+    from datasets.records import Records
+    from workflows.experiment import dataset_of, load
+
+    experiment = load(told.experiment)
+    dataset: Any = dataset_of(experiment)
+    if not isinstance(dataset, Records):
+        raise ValueError(f"{told.run}: dataset.kind={dataset.kind!r} has no raw input to predict from")
+    kind = experiment.task["kind"]
+    names = dataset.told.numbers if kind == "regress" else dataset.classes(told.state, kind)
+    write = _several_classes if kind == "classify" and dataset.told.labels is not None else WRITTEN[kind]
+    for table in dataset.encode_request(source, told.state):
+        usable = np.flatnonzero(table["skipped"].is_null().to_numpy())
+        good = table.take(pa.array(usable))
+        found = _found(told, dataset, good) if len(good) else []
+        columns = write(found, names, good)
+        place = np.full(len(table), -1)
+        place[usable] = np.arange(len(usable))
+        index = pa.array(np.maximum(place, 0), mask=place < 0)
+        yield pa.table({"file": table["__file"], "row": table["__row"],
+                        **{name: column.take(index) for name, column in columns.items()}, "skipped": table["skipped"]})
+
+
+def _found(told: Bundle, dataset: Any, table: pa.Table) -> list[NDArray[np.float64]]:
+    """What the model says of each encoded row; rows of about one length go through it together."""
+    import torch
+
+    from datasets.views import RowReader
+    from models.batch import Batch
+
+    reader = RowReader(np.arange(len(table)), table, dataset.inputs(told.state["fitted"]), {})
+    order = np.argsort(table["length"].to_numpy(), kind="stable")
+    dtype = next(told.model.parameters()).dtype
+    found: list[Any] = [None] * len(order)
+    for start in range(0, len(order), TOGETHER):
+        ids = order[start:start + TOGETHER]
+        fields = reader.take(ids)
+        inputs = {name: torch.from_numpy(x) for name, x in fields["inputs"].items()}
+        batch = Batch({name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()},
+                      {name: torch.from_numpy(x) for name, x in fields["lengths"].items()}, {},
+                      torch.ones(len(ids)), torch.from_numpy(ids))
+        with torch.inference_mode():
+            out = told.model.task.predict(told.model, batch)
+        values = (out["value"] if "value" in out else out["probability"]).double().numpy()
+        for place, i in enumerate(ids):
+            found[i] = values[place][:out["steps"][place]] if "steps" in out else values[place]
+    return found
+
+
+def _classes(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
+    """class and probability (K,) of each row."""
+    best = [int(p.argmax()) for p in found]
+    return {"class": pa.array([names[k] for k in best], pa.string()),
+            "probability": pa.array([float(p[k]) for p, k in zip(found, best, strict=True)], pa.float64())}
+
+
+def _several_classes(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
+    """All classes of each row that are more likely than not, and their probabilities (K,), with blanks between."""
+    kept = [np.flatnonzero(p > 0.5) for p in found]
+    return {"classes": pa.array([" ".join(names[k] for k in ks) for ks in kept], pa.string()),
+            "probabilities": pa.array([" ".join(f"{p[k]:.4f}" for k in ks) for p, ks in zip(found, kept, strict=True)],
+                                      pa.string())}
+
+
+def _classes_by_step(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
+    """The class and probability of each step (T, K), with blanks between; of a word's tokens, that of the first."""
+    steps = table[STEP].to_pylist() if STEP in table.column_names else [None] * len(found)
+    kept = [p if step is None else p[np.array(step) >= 0] for p, step in zip(found, steps, strict=True)]
+    return {"classes": pa.array([" ".join(names[k] for k in p.argmax(1)) for p in kept], pa.string()),
+            "probabilities": pa.array([" ".join(f"{x:.4f}" for x in p.max(1)) for p in kept], pa.string())}
+
+
+def _values(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
+    """A column for each number (N,)."""
+    return {name: pa.array([float(x[i]) for x in found], pa.float64()) for i, name in enumerate(names)}
+
+
+WRITTEN: dict[str, Callable[..., dict[str, pa.Array]]] = {
+    "classify": _classes, "label": _classes_by_step, "regress": _values}
 
 
 def forecast(told: Bundle, file: str) -> pa.Table:

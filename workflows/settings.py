@@ -15,6 +15,7 @@ class Training:
         epochs: passes over the training rows.
         batch_size: rows in a global batch: all workers, all accumulated micro-batches.
         batch_tokens: most steps in a global batch, padding included, for rows of unequal length; null: no such limit.
+        batch_seconds: the same for audio, in seconds.
         learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW, on matrices only (no biases or norms).
         schedule: cosine (falls to 0 at the end), plateau (halved when the validation metric stops falling) or constant.
@@ -32,6 +33,7 @@ class Training:
     epochs: int = 10
     batch_size: int = 64
     batch_tokens: int | None = None
+    batch_seconds: float | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -57,6 +59,8 @@ class Training:
             raise ValueError(f"training.warmup={self.warmup} is a share of the training; use a value in [0, 1)")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"training.batch_tokens={self.batch_tokens} is too small; use at least 1")
+        if self.batch_seconds is not None and not self.batch_seconds > 0:
+            raise ValueError(f"training.batch_seconds={self.batch_seconds} is too small; use more than 0, such as 60")
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,28 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """What happens to records that cannot be used: they are set aside, and listed in ``quarantine.parquet``.
+
+    Attributes:
+        limit: the share of all records that may be set aside; with more, the run stops and shows the first ten.
+    """
+
+    limit: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.limit <= 1:
+            raise ValueError(f"quarantine.limit={self.limit} is a share of the records; use a value in [0, 1]")
+
+
+@dataclass(frozen=True)
 class Storing:
     """How prepared data is stored and read, for every kind of dataset.
 
     Attributes:
         shuffle_bytes: rows are shuffled inside groups of shards of at most this many bytes; bounds a worker's memory.
         cache_bytes: a split's data up to this size is read once and kept in memory; larger data streams every epoch.
-            At most 8 GiB.
+            At most 4 GiB.
         shard_bytes: size of a prepared file.
     """
 
@@ -123,6 +142,6 @@ class Storing:
         for key, low in {"shuffle_bytes": 1, "cache_bytes": 0, "shard_bytes": 1}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"dataset.{key}={getattr(self, key)} is too small; use at least {low}")
-        if self.cache_bytes > 8 << 30:             # Arrow counts the numbers of one piece in 32 bits
-            raise ValueError(f"dataset.cache_bytes={self.cache_bytes} is too large; use at most {8 << 30}, "
+        if self.cache_bytes > 4 << 30:             # Arrow counts the numbers of one piece in 32 bits; audio has 2 bytes
+            raise ValueError(f"dataset.cache_bytes={self.cache_bytes} is too large; use at most {4 << 30}, "
                              "and let larger data stream")

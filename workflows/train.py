@@ -30,6 +30,7 @@ from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
 
 if TYPE_CHECKING:
+    from datasets import RawDataset
     from datasets.prepare import Prepared
     from workflows.worker import Job
 
@@ -73,15 +74,19 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
             cluster.disconnect(place)
 
 
-def prepare(experiment: Experiment) -> Prepared:
+def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepared:
     """The experiment's prepared data: made now, or found. Needs a connected Ray to be made.
+
+    Args:
+        experiment: that says how.
+        dataset: where it is not simply the one that the experiment describes.
 
     Raises:
         ValueError: what is wrong with the data.
     """
     from datasets.prepare import prepare as make
-    return make(dataset_of(experiment), Storage(experiment.storage) / "prepared",
-                shard_bytes=storing_of(experiment).shard_bytes)
+    return make(dataset or dataset_of(experiment), Storage(experiment.storage) / "prepared",
+                shard_bytes=storing_of(experiment).shard_bytes, limit=experiment.quarantine.limit)
 
 
 def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[Any]]:
@@ -103,10 +108,11 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         console.say("note: this CPU has no bf16 instructions; training.precision=fp32 is many times faster here")
     with console.busy("preparing data"):
         prepared = prepare(experiment)
+    console.notes(prepared)
     import torch
     make_model(experiment, prepared, torch.device("cpu"))       # what cannot be built is refused before workers start
     data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
-    for split in data.splits:
+    for split in {"train", "validation", *data.splits}:
         data.view(split)
     run.write("experiment.yaml", experiment.text().encode())
     tracker = tracking.start(experiment.tracking.uri, _spool(run), actor=True,
@@ -241,7 +247,7 @@ def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, c
     local = _local(run)
     made = local / "pictures"
     made.mkdir(parents=True, exist_ok=True)
-    pictures.learning_curve(result["history"], result["primary"], made / "learning_curve.png")
+    pictures.learning_curve(result["history"], result["primary"], result["best_step"], made / "learning_curve.png")
     pictures.predictions(experiment, prepared, run, made)
     if run.local is None:
         run.put(made, "pictures")

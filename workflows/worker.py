@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import models
 from datasets.ingest import Ingest
-from datasets.plan import Cursor, Plan, checksum, checksum_range
+from datasets.plan import Cursor, Plan, checksum, checksum_range, keys
 from datasets.prepare import Prepared
 from datasets.views import View
 from models.batch import Batch
@@ -74,12 +74,19 @@ class Data:
 
     def plan(self, view: View, *, training: bool) -> Plan:
         settings = self.experiment.training
-        tokens = None if view.lengths is None else settings.batch_tokens
-        if not training and tokens is not None:
-            tokens = max(tokens, int(view.lengths.max())) if view.lengths is not None else tokens
+        tokens = None if view.lengths is None else self._budget()
+        if not training and tokens is not None and view.lengths is not None:
+            tokens = max(tokens, int(view.lengths.max()))
         return Plan(view.rows, _sizes(view), settings.batch_size if training else EVALUATION_ROWS * self.workers.world,
-                    settings.seed, self.storing.shuffle_bytes, training, tokens,
-                    view.lengths if tokens is not None else None)
+                    settings.seed, self.storing.shuffle_bytes, training, tokens, view.lengths)
+
+    def _budget(self) -> int | None:
+        """Most steps in a global batch, in steps of the stored rows."""
+        settings = self.experiment.training
+        if settings.batch_seconds is None:
+            return settings.batch_tokens
+        rate = self.dataset.spec(self.prepared.state, self.experiment.task)["rate"]
+        return max(1, int(settings.batch_seconds * rate))
 
     def ingest(self, split: str, *, training: bool) -> Ingest:
         view = self.view(split)
@@ -90,10 +97,14 @@ class Data:
 
     def steps(self, ingest: Ingest, epochs: int, epoch: int = 0, place: tuple[int, int] = (0, 0)) -> Iterator[Step]:
         """The loop's steps from a place on; floats of the precision asked for."""
-        double = self.experiment.training.precision == "fp64"
+        settings = self.experiment.training
+        double = settings.precision == "fp64"
         for cursor, ids, micro in ingest.steps(Cursor(epoch, *place), epochs):
             own = ids[self.workers.rank::self.workers.world]
             batches = [Batch(m.inputs, m.lengths, m.targets, m.weights, m.row_ids) for m in micro]
+            if ingest.plan.shuffle:                   # training: what augmentation is drawn from
+                for batch in batches:
+                    batch.keys = torch.from_numpy(keys(batch.row_ids.numpy(), settings.seed, cursor.epoch))
             yield Step(cursor.epoch, (cursor.window, cursor.batch), ids.size,
                        [_double(b) for b in batches] if double else batches, own.size, checksum(own))
 
@@ -122,7 +133,8 @@ def work(job: Job) -> dict[str, Any]:
                   "streams": ingest.cached is None, "workers": workers.world})
 
     def validate() -> dict[str, float]:
-        return loop.evaluate(model, data.evaluation("validation"), workers, precision=settings.precision)["model"]
+        return loop.evaluate(model, data.evaluation("validation"), workers,
+                             precision=settings.precision).metrics["model"]
 
     steps = _Watched(data, ingest, job, workers, settings.epochs)
     loop.fit(model, optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total), workers=workers,
@@ -258,15 +270,19 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
         loop.fit_baselines(fitted, data.evaluation("train"), workers)
     metrics = {"train/loss": progress.history[_best_epoch(progress)]["train/loss"]}
     others: dict[str, dict[str, float]] = {}
+    artifacts: list[dict[str, Any]] = []
     for split in data.splits[1:]:
         found = loop.evaluate(model, data.evaluation(split), workers, precision=settings.precision,
                               baselines=True, fitted=fitted)
-        metrics |= {f"{split}/{k}": v for k, v in found.pop("model").items()}
-        for method, values in found.items():
+        artifacts = [{"split": split, **asdict(artifact)} for artifact in found.artifacts]
+        metrics |= {f"{split}/{k}": v for k, v in found.metrics.pop("model").items()}
+        for method, values in found.metrics.items():
             others.setdefault(method, {}).update({f"{split}/{k}": v for k, v in values.items()})
+    if workers.rank == 0:
+        job.run.write("artifacts.json", json.dumps(artifacts).encode())
     return {"metrics": metrics, "baselines": others, "seconds": round(progress.seconds, 3), "steps": progress.step,
             "parameters": sum(p.numel() for p in model.parameters()), "best_step": progress.best_step,
-            "history": progress.history, "primary": model.task.primary,
+            "history": progress.history, "primary": model.task.primary, "maximise": model.task.maximise,
             "best_reachable": _reachable(data.prepared.state.get("best", {}), job.experiment.task)}
 
 

@@ -6,14 +6,14 @@ The file's name is the family's name; the annotated keyword-only arguments are i
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from models import folders
+from models.options import check_least, check_share
 
 State = dict[str, Tensor]   # by name, rows first: (B, ...); contiguous, so that safetensors takes it as it is
 
@@ -50,7 +50,7 @@ class Family(nn.Module):
 
 def names() -> list[str]:
     """The known families, sorted: the names of this folder's files."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return folders.names(__path__)
 
 
 def module(name: str) -> ModuleType:
@@ -59,12 +59,7 @@ def module(name: str) -> ModuleType:
     Raises:
         ValueError: no such file; the message lists the known families and the nearest one.
     """
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"model.family={name!r} is not known; {hint}known families: {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return folders.module(__name__, __path__, name, key="model.family", kind="families")
 
 
 def build(name: str, input_size: int, **options: Any) -> Family:
@@ -91,10 +86,8 @@ def padding_mask(x: Tensor, lengths: Tensor) -> Tensor | None:
 def check_sizes(*, dropout: float, **sizes: int) -> None:
     """Raise ValueError unless each of `sizes` is at least 1 and `dropout` lies in [0, 1)."""
     for key, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"model.{key}={value} is too small; use at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"model.dropout={dropout} is no probability below 1; use a value in [0, 1), 0 for none")
+        check_least(f"model.{key}", value, 1)
+    check_share("model.dropout", dropout)
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...], section: str = "model") -> None:

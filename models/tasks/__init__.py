@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
+from models import folders
 from models.sequence import Task
 
 
 def names() -> list[str]:
     """The known tasks, sorted: the names of this folder's files."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return folders.names(__path__)
 
 
 def module(name: str) -> ModuleType:
@@ -23,12 +21,7 @@ def module(name: str) -> ModuleType:
     Raises:
         ValueError: no such file; the message lists the known tasks and the nearest one.
     """
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"task.kind={name!r} is not known; {hint}known tasks: {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return folders.module(__name__, __path__, name, key="task.kind", kind="tasks")
 
 
 def build(name: str, spec: Mapping[str, Any], encoder: Mapping[str, Any], **options: Any) -> Task:
@@ -37,7 +30,8 @@ def build(name: str, spec: Mapping[str, Any], encoder: Mapping[str, Any], **opti
     Args:
         name: of the task.
         spec: what the dataset says of its rows.
-        encoder: ``size`` H, ``steps`` T where it is fixed (else None), ``sequences`` that each row became.
+        encoder: ``size`` H, ``steps`` T where it is fixed (else None), ``sequences`` that each row became, and
+            ``changes_steps`` (see ``Frontend``).
         options: those of the file's own ``build``.
     """
     return cast(Task, module(name).build(spec, encoder, **options))

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from models.batch import Batch
 from models.families import check_choice
-from models.frontends import last_seen
-from models.sequence import Baseline, SequenceModel, Sums, Task, full
+from models.frontends.patches import last_seen
+from models.options import check_least, check_share
+from models.sequence import Baseline, SequenceModel, Sums, Task, full, mean
 
 Loss = Literal["mse", "mae", "huber", "quantile"]
 Head = Literal["last", "flatten"]
@@ -34,8 +35,7 @@ class Forecast(Task):
         super().__init__()
         check_choice("loss", loss, get_args(Loss), "task")
         check_choice("head", head, get_args(Head), "task")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"task.dropout={dropout} is no probability below 1; use a value in [0, 1), 0 for none")
+        check_share("task.dropout", dropout)
         levels = sorted(quantiles) if loss == "quantile" else [0.5]
         if 0.5 not in levels or not all(0 < q < 1 for q in levels):
             raise ValueError(f"task.quantiles={quantiles} must lie between 0 and 1 and hold 0.5, the point forecast")
@@ -95,7 +95,7 @@ class Forecast(Task):
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         out = self.outputs(model, batch)
         sums = errors(out[..., self.middle], batch)
-        sums["loss"] = (self._loss(out, batch), self.weight(batch))
+        sums["loss"] = mean(self._loss(out, batch), self.weight(batch))
         if len(self.levels) > 1:
             target = batch.targets["target"]
             inside = (target >= out[..., 0]) & (target <= out[..., -1])
@@ -192,14 +192,14 @@ def errors(out: Tensor, batch: Batch) -> Sums:
     return sums
 
 
-def _total(each: Tensor, batch: Batch, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _total(each: Tensor, batch: Batch, also: Tensor | None = None) -> Tensor:
     """(sum, count) of each (B, Z, N) over the rows with weight and the targets that were measured."""
     keep = batch.weights[:, None, None].expand_as(each)
     if "observed" in batch.targets:
         keep = keep * batch.targets["observed"]
     if also is not None:
         keep = keep * also
-    return (each * keep).sum(dtype=torch.float64), keep.sum(dtype=torch.float64)
+    return mean((each * keep).sum(dtype=torch.float64), keep.sum(dtype=torch.float64))
 
 
 def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, lookback: int = 336, horizon: int = 96,
@@ -218,7 +218,6 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, lookback: int 
         dropout: probability that an input of the head is dropped.
     """
     for key, value in {"lookback": lookback, "horizon": horizon, "stride": stride}.items():
-        if value < 1:
-            raise ValueError(f"task.{key}={value} is too small; use at least 1")
+        check_least(f"task.{key}", value, 1)
     return Forecast(spec, encoder, horizon=horizon, loss=loss, quantiles=quantiles, head=head, dropout=dropout)
 

@@ -1,75 +1,98 @@
-"""Regress: a sequence to numbers. Shapes: B rows, T time, K numbers."""
+"""Regress: a sequence to numbers. Shapes: B rows, T time, N numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import pooling as pool
 from models.batch import Batch
-from models.families import check_choice
-from models.sequence import SequenceModel, Sums, Task, full
-
-Pooling = Literal["last", "mean", "max", "attention"]
+from models.pooling import Kind, PooledHead
+from models.sequence import SequenceModel, Sums, Task, full, mean
 
 
 class Regress(Task):
-    """Pooling over the steps, then a linear layer; mean squared error.
+    """Pooling over the steps, then a linear layer; mean squared error in scaled units (training deviations).
 
-    Metrics, over rows and numbers: ``mse``, ``mae``.
+    Metrics, over rows and numbers: ``mse`` and ``mae`` in raw units; ``r2``, the share of the squared distance from
+    the training mean that is explained, over all numbers in scaled units; ``loss``.
     """
 
     primary = "mse"
 
-    def __init__(self, spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Pooling) -> None:
+    def __init__(self, spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind, dropout: float) -> None:
         super().__init__()
-        check_choice("pooling", pooling, get_args(Pooling), "task")
-        self.pooling = pool.build(pooling, encoder["size"])
-        self.head = nn.Linear(encoder["size"], spec["targets"])
+        n = spec["targets"]
+        center = [0.0] * n if spec["mean"] is None else spec["mean"]
+        scale = [1.0] * n if spec["std"] is None else [s or 1.0 for s in spec["std"]]           # 0: always the same
+        self.head = PooledHead(encoder["size"], n, pooling=pooling, dropout=dropout)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(center, dtype=torch.float64), persistent=False)       # (N,)
+        self.register_buffer("std", torch.tensor(scale, dtype=torch.float64), persistent=False)
 
     def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
-        """(B, K) float32."""
+        """(B, N) in scaled units, at least float32."""
         encoded = model.encode(batch)
-        return full(self.head(self.pooling(encoded.y, encoded.lengths)))
+        return full(self.head(encoded.y, encoded.lengths))
 
     def weight(self, batch: Batch) -> Tensor:
         return batch.weights.sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sum over rows of weight x mean squared error of its numbers, sum of weights)."""
-        error = self.outputs(model, batch) - _target(batch)
+        """(sum over rows of weight x mean squared error of its scaled numbers, sum of weights)."""
+        out = self.outputs(model, batch)
+        error = out - self._scaled(batch).to(out.dtype)
         return (error.square().mean(1) * batch.weights).sum(), self.weight(batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         return self._errors(self.outputs(model, batch), batch)
 
+    def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        found = super().result(sums)
+        if "unexplained" in found:
+            found["r2"] = 1 - found.pop("unexplained")
+        return found
+
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
-        """value (B, K)."""
-        return {"value": self.outputs(model, batch)}
+        """value (B, N) in raw units."""
+        out = self.outputs(model, batch)
+        return {"value": (out.double() * self.std + self.mean).to(out.dtype)}
 
     def baselines(self, batch: Batch) -> dict[str, Sums]:
         """mean: the training mean, for every row."""
-        return {"mean": self._errors(batch.targets["mean"].reshape(len(batch.weights), -1), batch)}
+        return {"mean": self._errors(torch.zeros_like(self._scaled(batch)), batch)}
+
+    def _scaled(self, batch: Batch) -> Tensor:
+        """The targets (B, N) in scaled units, float64: raw ones may lie far from 0, where float32 has few digits."""
+        numbers = batch.targets["numbers"].reshape(len(batch.weights), -1)
+        return (numbers.double() - self.mean) / self.std
 
     def _errors(self, out: Tensor, batch: Batch) -> Sums:
-        error = out - _target(batch)
+        """Sums for a prediction (B, N) in scaled units."""
+        target = self._scaled(batch)
+        error = out.double() - target
         count = batch.weights.sum(dtype=torch.float64)
-        mse = (error.square().mean(1) * batch.weights).sum(dtype=torch.float64)
-        mae = (error.abs().mean(1) * batch.weights).sum(dtype=torch.float64)
-        return {"loss": (mse, count), "mse": (mse, count), "mae": (mae, count)}
+
+        def total(each: Tensor) -> Tensor:
+            return (each.mean(1) * batch.weights).sum()
+
+        squared = total(error.square())
+        return {"loss": mean(squared, count), "mse": mean(total((error * self.std).square()), count),
+                "mae": mean(total((error * self.std).abs()), count),
+                "unexplained": mean(squared, total(target.square()))}
 
 
-def _target(batch: Batch) -> Tensor:
-    return batch.targets["target"].reshape(len(batch.weights), -1)
-
-
-def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Pooling = "last") -> Task:
+def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind = "last", dropout: float = 0.0) -> Task:
     """Predict numbers from a whole sequence.
 
     Args:
         pooling: what the head reads of the steps: last, mean, max, or attention (a learned weighted average).
+        dropout: probability that an input of the head is dropped.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
-    return Regress(spec, encoder, pooling=pooling)
+    return Regress(spec, encoder, pooling=pooling, dropout=dropout)

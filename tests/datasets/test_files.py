@@ -143,7 +143,7 @@ def test_parquet_keeps_types_and_rows_count_from_1(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.csv", b"x,y\n1,2\n1,2,3\n", r"a.csv cannot be read: .*Row #3: Expected 2 columns, got 3"),
+    ("a.csv", b"x,y\n1,2\n1,2,3\n", r"a.csv, row 3: 3 values where the header names 2"),
     ("a.csv", b"x,y\n\xff\xfe,2\n", r"(?i)a.csv cannot be read: .*utf-?8"),
     ("a.csv", b"x,x\n1,2\n", r"a.csv has 2 columns named 'x'; rename all but one"),
     ("a.csv", b"\nx,y\n", r"a.csv, line 1: blank, but names of columns were expected"),
@@ -151,7 +151,7 @@ def test_parquet_keeps_types_and_rows_count_from_1(tmp_path, monkeypatch):
     ("a.csv", b"xx,y\n1,2\n", r"a.csv has no column 'x', did you mean 'xx'\? Its columns: xx, y"),
     ("a.parquet", b"PAR1 no PAR1", r"a.parquet cannot be read: .*; repair or remove the file"),
     ("a.csv.gz", b"x\n1\n", r"a.csv.gz cannot be read: "),
-    ("a.xls", b"x\n1\n", r"a.xls: the ending is none of .csv, .tsv, .parquet, .pq"),
+    ("a.xls", b"x\n1\n", r"a.xls: the ending is none of .csv, .tsv, .jsonl, .ndjson, .txt, .parquet, .pq"),
 ])
 def test_what_cannot_be_read_names_the_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -169,7 +169,7 @@ def test_ray_reads_all_files_one_task_each(tmp_path):
 
 def test_an_error_in_a_task_arrives_as_a_plain_value_error(tmp_path):
     path = write(tmp_path / "a.csv", "x,y\n1,2\n1\n")
-    with pytest.raises(ValueError, match="Row #3") as caught, files.user_errors():
+    with pytest.raises(ValueError, match="row 3: 1 value where the header names 2") as caught, files.user_errors():
         files.read(files.resolve(path), ["x"]).take_all()
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)

@@ -1,166 +1,178 @@
-"""Front ends: what goes where, and that a normalisation is undone exactly. Shapes: B rows, L lookback, N targets."""
+"""What holds for front ends of every kind; frames, tokens. Shapes: B rows, T time."""
+
+import inspect
+import types
+import typing
 
 import numpy as np
 import pytest
 import torch
 
-import models
 from models import frontends
 from models.batch import Batch
+from models.sequence import Frontend
 
 torch.set_num_threads(1)
 
-B, L, P = 3, 12, 4                      # rows, lookback, patch
+LENGTHS = [7, 1, 4]
 
 
-def spec(*, targets=2, others=0, known=0, observed=False, horizon=5):
-    """Channels as they are stored: targets, others, known (calendar), and whether each target was observed."""
-    channels = targets + others + known + (targets if observed else 0)
-    return {"frontend": "patches", "targets": targets, "channels": channels, "known": known, "observed": observed,
-            "season": 1, "lookback": L, "horizon": horizon}
+def batch(inputs, lengths=LENGTHS, keys=None):
+    [name] = inputs
+    return Batch(inputs, {name: torch.tensor(lengths)}, {}, torch.ones(len(lengths)), torch.arange(len(lengths)),
+                 keys=keys)
 
 
-def batch(told, seed=0):
-    """Random rows in float64; an observed mask of random 0 and 1 where the spec has one."""
-    make = torch.Generator().manual_seed(seed)
-    n, z = told["targets"], told["horizon"]
-    values = torch.randn(B, L, told["channels"], generator=make, dtype=torch.float64) * 3 + 5
-    targets = {"target": torch.randn(B, z, n, generator=make, dtype=torch.float64)}
-    if told["observed"]:
-        values[..., -n:] = (torch.rand(B, L, n, generator=make) < 0.6).double()
-        targets["observed"] = (torch.rand(B, z, n, generator=make) < 0.6).double()
-    inputs = {"values": values}
-    if told["known"]:
-        inputs["known"] = torch.randn(B, z, told["known"], generator=make, dtype=torch.float64)
-    return Batch(inputs, {"values": torch.full((B,), L)}, targets, torch.ones(B).double(), torch.arange(B))
+def keys(rows, seed=0):
+    return torch.randint(-(1 << 62), 1 << 62, (rows,), generator=torch.Generator().manual_seed(seed))
 
 
-def statistics(own, seen, normalise):
-    """(shift, spread) of one target of one window, (L,) each, by the definition."""
-    if normalise == "none":
-        return 0.0, 1.0
-    there = own[seen > 0]
-    if not there.size:
-        return 0.0, 1e-3
-    return there[-1] if normalise == "last" else there.mean(), max(there.std(), 1e-3)
+@pytest.mark.parametrize("name", frontends.names())
+def test_options_are_documented_and_of_types_a_schema_can_express(name):
+    build = frontends.module(name).build
+    hints, documentation = typing.get_type_hints(build), inspect.getdoc(build).split("Args:")[1]
+    options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert next(iter(inspect.signature(build).parameters)) == "spec" and hints["return"] is Frontend
+    for option in options:
+        hint = hints[option.name]
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        assert all(part in (int, float, bool, str, type(None)) or typing.get_origin(part) is typing.Literal
+                   for part in parts), option
+        assert f"\n    {option.name}: " in documentation
+        assert option.default is not option.empty
 
 
-# --- patches -----------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("normalise", ["window", "last", "none"])
-@pytest.mark.parametrize("channels", ["independent", "joint"])
-@pytest.mark.parametrize("options", [{}, {"others": 3}, {"others": 1, "known": 2}, {"observed": True},
-                                     {"others": 1, "known": 2, "observed": True}, {"targets": 1, "observed": True}])
-def test_each_channel_goes_where_the_definition_says(normalise, channels, options):
-    told = spec(**options)
-    data = batch(told)
-    front = frontends.patches(told, patch=P, normalise=normalise, channels=channels)
-    x, lengths, context = front(data)
-    n, values = told["targets"], data.inputs["values"].numpy()
-    seen = values[..., -n:] if told["observed"] else np.ones((B, L, n))
-    rest = values[..., n:told["channels"] - (n if told["observed"] else 0)]
-    sequences = n if channels == "independent" else 1
-    assert (front.sequences, x.shape) == (sequences, (B * sequences, L // P, front.size))
-    assert lengths.tolist() == [L // P] * (B * sequences)
-    for b in range(B):
-        shift, spread = np.transpose([statistics(values[b, :, i], seen[b, :, i], normalise) for i in range(n)])
-        np.testing.assert_allclose(context["shift"][b], shift, atol=1e-12)
-        np.testing.assert_allclose(context["spread"][b], spread, atol=1e-12)
-        scaled = (values[b, :, :n] - shift) / spread * seen[b]
-        for s in range(sequences):
-            own = [s] if channels == "independent" else list(range(n))
-            for patch in range(L // P):
-                expected = []
-                for step in range(patch * P, (patch + 1) * P):
-                    expected += [*scaled[step, own], *(seen[b, step, own] if told["observed"] else []), *rest[b, step]]
-                np.testing.assert_allclose(x[b * sequences + s, patch], expected, atol=1e-12)
+def test_options_of_the_same_name_are_the_same_in_every_front_end():
+    seen = {}
+    for name in frontends.names():
+        for option in inspect.signature(frontends.module(name).build).parameters.values():
+            if option.kind is option.KEYWORD_ONLY:
+                assert seen.setdefault(option.name, option) == option
 
 
-def test_a_patch_of_one_step_reads_every_step_by_itself():
-    told = spec()
-    x, lengths, _ = frontends.patches(told, patch=1, channels="joint", normalise="none")(batch(told))
-    assert torch.equal(x, batch(told).inputs["values"])
-    assert lengths.tolist() == [L] * B
-
-
-@pytest.mark.parametrize(("normalise", "forecast"), [("window", "mean"), ("last", "last"), ("none", "zero")])
-@pytest.mark.parametrize("channels", ["independent", "joint"])
-@pytest.mark.parametrize("family", ["gru", "transformer"])
-def test_a_head_that_says_nothing_forecasts_what_was_taken_out(normalise, forecast, channels, family):
-    told = spec(others=1)
-    data = batch(told)
-    model = models.build(told, {"family": family, "hidden_size": 8, "patch": P, "normalise": normalise,
-                                "channels": channels}, {"kind": "forecast", "lookback": L, "horizon": 5}).double()
-    with torch.no_grad():
-        model.task.head.weight.zero_()
-        model.task.head.bias.zero_()
-    own = data.inputs["values"][..., :2]
-    expected = {"mean": own.mean(1), "last": own[:, -1], "zero": torch.zeros(B, 2)}[forecast]
-    out = model.task.predict(model, data)["forecast"]
-    torch.testing.assert_close(out, expected[:, None].expand(-1, 5, -1).double(), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("normalise", ["window", "last"])
-@pytest.mark.parametrize("channels", ["independent", "joint"])
-def test_a_window_moved_and_stretched_gives_the_forecast_moved_and_stretched(normalise, channels):
-    told = spec()
-    model = models.build(told, {"family": "gru", "hidden_size": 8, "patch": P, "normalise": normalise,
-                                "channels": channels}, {"kind": "forecast", "lookback": L, "horizon": 5}).double()
-    data = batch(told)
-    before = model.task.predict(model, data)["forecast"]
-    factor, shift = torch.tensor([3.0, 0.5]).double(), torch.tensor([-7.0, 100.0]).double()
-    data.inputs["values"] = data.inputs["values"] * factor + shift
-    torch.testing.assert_close(model.task.predict(model, data)["forecast"], before * factor + shift)
-
-
-def test_a_constant_window_gives_finite_steps_and_its_own_value_back():
-    told = spec()
-    data = batch(told)
-    data.inputs["values"] = torch.full((B, L, 2), 42.0).double()
-    x, _, context = frontends.patches(told, patch=P)(data)
-    assert (x == 0).all()
-    assert (context["shift"] == 42).all()
-
-
-def test_values_of_steps_that_were_not_observed_have_no_influence():
-    told = spec(observed=True)
-    data, other = batch(told), batch(told)
-    hidden = data.inputs["values"][..., -2:] == 0
-    other.inputs["values"][..., :2][hidden] = 1e6
-    for normalise in ("window", "last", "none"):
-        for channels in ("independent", "joint"):
-            front = frontends.patches(told, patch=P, normalise=normalise, channels=channels)
-            (x, _, context), (y, _, changed) = front(data), front(other)
-            torch.testing.assert_close(x, y)
-            torch.testing.assert_close(context, changed)
-
-
-def test_the_last_value_seen_is_found_whatever_was_missing():
-    own = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]]).T[None]        # (1, L, N)
-    seen = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]]).T[None]
-    assert frontends.last_seen(own, seen).tolist() == [[3.0, 2.0, 0.0]]
-
-
-@pytest.mark.parametrize(("options", "said"), [
-    ({"patch": 5}, r"model\.patch=5 does not divide task\.lookback=12; use a divisor such as 4"),
-    ({"patch": 100}, r"model\.patch=100 does not divide task\.lookback=12; use a divisor such as 12"),
-    ({"patch": 0}, r"model\.patch=0 does not divide .* use a divisor such as 1"),
-    ({"normalise": "mean"}, r"model\.normalise='mean' is not known; use one of window, last, none"),
-    ({"channels": "both"}, r"model\.channels='both' is not known; use one of independent, joint"),
-])
-def test_options_that_cannot_be_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
-        frontends.patches(spec(), **{"patch": P} | options)
+def test_an_unknown_front_end_lists_the_known_ones_and_the_nearest():
+    with pytest.raises(ValueError, match=r"frontend='frame' is not known; did you mean 'frames'\? known front ends: "
+                                         "frames, logmel, patches, tokens"):
+        frontends.build("frame", {})
 
 
 # --- frames ------------------------------------------------------------------------------------------------------
 
 def test_frames_pass_through():
-    values, lengths = torch.randn(2, 5, 3), torch.tensor([5, 2])
-    data = Batch({"values": values}, {"values": lengths}, {}, torch.ones(2), torch.arange(2))
+    data = batch({"values": torch.randn(3, 7, 3)})
     front = frontends.build("frames", {"channels": 3})
-    x, same, context = front(data)
+    x, lengths, context = front(data)
     assert front.size == 3
-    assert x is values
-    assert same is lengths
+    assert x is data.inputs["values"]
+    assert lengths is data.lengths["values"]
     assert context == {}
+
+
+@pytest.mark.parametrize("stack", [2, 3, 7, 9])
+def test_stacked_frames_stand_side_by_side_and_what_is_missing_is_0(stack):
+    values = torch.randn(3, 7, 2)
+    data = batch({"values": values.masked_fill((torch.arange(7) >= torch.tensor(LENGTHS)[:, None])[..., None],
+                                               torch.nan)})
+    front = frontends.build("frames", {"channels": 2}, stack=stack)
+    x, lengths, _ = front(data)
+    assert lengths.tolist() == [-(-n // stack) for n in LENGTHS]
+    assert (front.size, x.shape) == (2 * stack, (3, -(-7 // stack), 2 * stack))
+    for b, n in enumerate(LENGTHS):
+        flat = np.zeros((x.shape[1] * stack, 2), np.float32)
+        flat[:n] = values[b, :n]
+        np.testing.assert_array_equal(x[b], flat.reshape(-1, stack * 2))
+
+
+def test_frames_are_masked_before_they_are_stacked_in_training_only():
+    data = batch({"values": torch.ones(40, 20, 6)}, [20] * 40, keys(40))
+    options = {"time_masks": 1, "time_mask": 0.5, "frequency_masks": 1, "frequency_mask": 0.5}
+    front = frontends.build("frames", {"channels": 6}, stack=4, **options)
+    plain = frontends.build("frames", {"channels": 6}, **options)
+    x = front(data)[0].reshape(40, 20, 6)
+    assert torch.equal(x, plain(data)[0])
+    steps, bins = (x == 0).all(2).sum(1), (x == 0).all(1).sum(1)
+    assert (steps.max(), bins.max()) == (10, 3)
+    assert (steps % 4 > 0).any()                            # a mask may end inside a step of the family
+    assert (front.eval()(data)[0] == 1).all()
+    data.keys = None
+    assert (front.train()(data)[0] == 1).all()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"stack": 0}, r"model\.stack=0 is too small; use at least 1"),
+    ({"time_masks": -1}, r"model\.time_masks=-1 is too small; use at least 0"),
+    ({"frequency_masks": -1}, r"model\.frequency_masks=-1 is too small; use at least 0"),
+    ({"time_mask": 1.5}, r"model\.time_mask=1\.5 is no share of a row; use a value in \[0, 1\]"),
+    ({"frequency_mask": float("nan")}, r"model\.frequency_mask=nan is no share")])
+def test_options_of_frames_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        frontends.build("frames", {"channels": 3}, **options)
+    with pytest.raises(ValueError, match=said):
+        frontends.build("logmel", {"rate": 8000}, **{"mels": 10} | options)
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+def tokens(rows=3, steps=7, vocabulary=50):
+    return torch.randint(4, vocabulary, (rows, steps), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_token_is_its_scaled_vector_and_padding_is_0():
+    front = frontends.build("tokens", {"vocabulary": 50}, embedding_size=16)
+    ids = tokens()
+    ids[0, 5:] = 0
+    x, lengths, context = front(batch({"tokens": ids}))
+    assert (front.size, x.shape, lengths.tolist(), context) == (16, (3, 7, 16), LENGTHS, {})
+    torch.testing.assert_close(x, front.embedding.weight[ids.long()] * 4)
+    assert (x[0, 5:] == 0).all()
+    (x ** 2).sum().backward()
+    assert (front.embedding.weight.grad[0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [16, 400])
+def test_steps_have_variance_1_whatever_their_size(size):
+    front = frontends.build("tokens", {"vocabulary": 2000}, embedding_size=size)
+    x, _, _ = front(batch({"tokens": tokens(50, 50, 2000)}, [50] * 50))
+    assert x.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_token_dropout_makes_words_unknown_at_its_rate_in_training_only():
+    front = frontends.build("tokens", {"vocabulary": 50}, embedding_size=8, token_dropout=0.2)
+    ids = tokens(200, 100)
+    ids[:, 0], ids[:, 99], ids[:, 98] = 2, 0, 3
+    data = batch({"tokens": ids}, [99] * 200, keys(200))
+    x, _, _ = front(data)
+    unknown = (x == front.embedding.weight[1] * front.scale).all(-1)
+    kept = (x == front.embedding.weight[ids.long()] * front.scale).all(-1)
+    assert (unknown ^ kept).all()
+    assert unknown[:, 1:98].float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert not unknown[:, [0, 98, 99]].any()                # begin, end and padding stay
+    for changed in ({"keys": None}, {}):
+        data.keys = changed.get("keys", data.keys)
+        front.train(bool(changed))
+        assert torch.equal(front(data)[0], front.embedding(ids) * front.scale)
+
+
+def test_a_row_loses_the_same_tokens_in_any_batch():
+    front = frontends.build("tokens", {"vocabulary": 50}, embedding_size=8, token_dropout=0.5)
+    ids, own = tokens(6, 20), keys(6)
+    whole = front(batch({"tokens": ids}, [20] * 6, own))[0]
+    part = front(batch({"tokens": ids[[4, 1], :11]}, [11] * 2, own[[4, 1]]))[0]
+    assert torch.equal(part, whole[[4, 1], :11])
+    assert not torch.equal(front(batch({"tokens": ids}, [20] * 6, own + 1))[0], whole)
+
+
+def test_embedding_dropout_drops_units_in_training_only():
+    front = frontends.build("tokens", {"vocabulary": 50}, embedding_size=400, embedding_dropout=0.25)
+    data = batch({"tokens": tokens()})
+    assert (front(data)[0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not (front.eval()(data)[0] == 0).any()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"embedding_size": 0}, r"model\.embedding_size=0 is too small; use at least 1"),
+    ({"embedding_dropout": 1.0}, r"model\.embedding_dropout=1\.0 is no probability below 1"),
+    ({"token_dropout": -0.1}, r"model\.token_dropout=-0\.1 is no probability below 1")])
+def test_options_of_tokens_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        frontends.build("tokens", {"vocabulary": 50}, **options)

@@ -56,5 +56,5 @@ def test_precision_is_kept(kind):
 
 
 def test_unknown_pooling_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"model\.pooling='sum' is not known; use one of mean, max, last, attention"):
+    with pytest.raises(ValueError, match=r"task\.pooling='sum' is not known; use one of mean, max, last, attention"):
         pooling.build("sum", 2)

@@ -14,10 +14,14 @@ LENGTHS = [7, 1, 4]
 POOLINGS = ["last", "mean", "max", "attention"]
 
 
-def make(family="gru", pooling="last", targets=2, **options):
+MEAN, STD = np.array([0.25, 40.0]), np.array([0.5, 7.0])       # of the training numbers, in raw units
+
+
+def make(family="gru", pooling="last", targets=2, known=True, dropout=0.0, **options):
     torch.manual_seed(0)
-    spec = {"frontend": "frames", "channels": 3, "targets": targets}
-    task = {"kind": "regress", "pooling": pooling}
+    spec = {"frontend": "frames", "channels": 3, "targets": targets,
+            "mean": MEAN[:targets].tolist() if known else None, "std": STD[:targets].tolist() if known else None}
+    task = {"kind": "regress", "pooling": pooling, "dropout": dropout}
     return models.build(spec, {"family": family, "hidden_size": 8, **options}, task).double().eval()
 
 
@@ -27,33 +31,69 @@ def batch(*, padding=0.0, steps=7, targets=2, weights=(1, 1, 1)):
     values = torch.cat([values, torch.zeros(3, steps - 7, 3).double()], 1)
     lengths = torch.tensor(LENGTHS)
     values[torch.arange(steps) >= lengths[:, None]] = padding
-    target = torch.randn(3, targets, generator=make, dtype=torch.float64)
-    means = torch.full((3,), 0.25).double()
-    return Batch({"values": values}, {"values": lengths}, {"target": target, "mean": means},
-                 torch.tensor(weights).double(), torch.arange(3))
+    numbers = 3 + 5 * torch.randn(3, targets, generator=make, dtype=torch.float64)
+    return Batch({"values": values}, {"values": lengths}, {"numbers": numbers}, torch.tensor(weights).double(),
+                 torch.arange(3))
 
 
-def quotient(pair):
-    return float(pair[0].detach() / pair[1])
+def detached(sums):
+    return {name: total.detach() for name, total in sums.items()}
+
+
+def scores(value, numbers):
+    """What the metrics should be for predictions and targets (B, N) in raw units."""
+    error, around = (value - numbers), (numbers - MEAN)
+    scaled = (error / STD) ** 2
+    return {"loss": scaled.mean(), "mse": (error ** 2).mean(), "mae": np.abs(error).mean(),
+            "r2": 1 - scaled.sum() / ((around / STD) ** 2).sum()}
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 0, 1)])
 def test_loss_and_metrics_are_those_of_the_definition(pooling, weights):
     model, data = make(pooling=pooling), batch(weights=weights)
-    out = model.task.predict(model, data)["value"].detach().numpy()
-    error = out - data.targets["target"].numpy()                            # (B, K)
-    kept = error[np.array(weights) > 0]
+    kept = np.array(weights) > 0
+    value = model.task.predict(model, data)["value"].detach().numpy()[kept]
+    expected = scores(value, data.targets["numbers"].numpy()[kept])
     with torch.no_grad():
         loss, weight = model(data)
-    np.testing.assert_allclose(float(loss), (kept ** 2).mean(1).sum(), rtol=1e-12)
+    assert float(loss) == pytest.approx(expected["loss"] * sum(weights), rel=1e-12)
     assert float(weight) == float(model.task.weight(data)) == sum(weights)
-    metrics = model.task.metrics(model, data)
-    assert set(metrics) == {"loss", "mse", "mae"}
-    np.testing.assert_allclose(quotient(metrics["mse"]), (kept ** 2).mean(), rtol=1e-12)
-    np.testing.assert_allclose(quotient(metrics["loss"]), (kept ** 2).mean(), rtol=1e-12)
-    np.testing.assert_allclose(quotient(metrics["mae"]), np.abs(kept).mean(), rtol=1e-12)
-    assert model.task.primary == "mse"
+    assert model.task.result(detached(model.task.metrics(model, data))) == pytest.approx(expected, rel=1e-12)
+    assert (model.task.primary, model.task.maximise) == ("mse", False)
+
+
+def test_a_head_that_says_nothing_predicts_the_training_mean():
+    model = make()
+    with torch.no_grad():
+        model.task.head.linear.weight.zero_()
+        model.task.head.linear.bias.copy_(torch.tensor([0, 1]))
+    value = model.task.predict(model, batch())["value"]
+    np.testing.assert_allclose(value.detach().numpy(), np.tile(MEAN + STD * [0, 1], (3, 1)))
+
+
+def test_before_the_data_is_known_units_are_raw():
+    model, data = make(known=False), batch()
+    error = (model.task.predict(model, data)["value"] - data.targets["numbers"]).detach()
+    assert model(data)[0].item() == pytest.approx(error.square().mean(1).sum().item())
+
+
+def test_a_number_that_was_always_the_same_is_not_divided_by_its_deviation():
+    spec = {"frontend": "frames", "channels": 3, "targets": 1, "mean": [5.0], "std": [0.0]}
+    model = models.build(spec, {"family": "gru", "hidden_size": 8}, {"kind": "regress"})
+    data = batch(targets=1)
+    data.inputs["values"] = data.inputs["values"].float()
+    assert torch.isfinite(model(data)[0])
+
+
+def test_numbers_far_from_zero_keep_their_digits_in_single_precision():
+    spec = {"frontend": "frames", "channels": 3, "targets": 1, "mean": [1e7], "std": [1.0]}
+    model = models.build(spec, {"family": "gru", "hidden_size": 8}, {"kind": "regress"}).eval()
+    data = batch(targets=1)
+    data.targets["numbers"] += 1e7
+    data.inputs["values"] = data.inputs["values"].float()
+    mean = model.task.result(model.task.baselines(data)["mean"])
+    assert mean["mse"] == pytest.approx(float((data.targets["numbers"] - 1e7).square().mean()), rel=1e-9)
 
 
 def test_the_head_reads_what_the_pooling_says():
@@ -61,12 +101,14 @@ def test_the_head_reads_what_the_pooling_says():
         model, data = make(pooling=pooling), batch()
         y, _ = model.family(data.inputs["values"], data.lengths["values"])
         if pooling == "attention":
-            scores = torch.tanh(y @ model.task.pooling.project.weight.T) @ model.task.pooling.score.weight.T
-            rows = [(torch.softmax(scores[b, :n], 0) * y[b, :n]).sum(0) for b, n in enumerate(LENGTHS)]
+            attention = model.task.head.pooling
+            energy = torch.tanh(y @ attention.project.weight.T) @ attention.score.weight.T
+            rows = [(torch.softmax(energy[b, :n], 0) * y[b, :n]).sum(0) for b, n in enumerate(LENGTHS)]
         else:
             pool = {"last": lambda one: one[-1], "mean": lambda one: one.mean(0), "max": lambda one: one.amax(0)}
             rows = [pool[pooling](y[b, :n]) for b, n in enumerate(LENGTHS)]
-        expected = torch.stack(rows) @ model.task.head.weight.T + model.task.head.bias
+        linear = model.task.head.linear
+        expected = (torch.stack(rows) @ linear.weight.T + linear.bias) * torch.tensor(STD) + torch.tensor(MEAN)
         torch.testing.assert_close(model.task.predict(model, data)["value"], expected)
 
 
@@ -109,22 +151,44 @@ def test_filler_rows_change_neither_loss_nor_gradient_nor_metrics():
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
 
 
-def test_the_mean_is_the_baseline():
+def test_sums_of_parts_add_up_to_those_of_the_whole():
     model, data = make(), batch()
-    error = 0.25 - data.targets["target"].numpy()
+
+    def rows(chosen):
+        return Batch({"values": data.inputs["values"][chosen]}, {"values": data.lengths["values"][chosen]},
+                     {"numbers": data.targets["numbers"][chosen]}, data.weights[chosen], data.row_ids[chosen])
+
+    whole, one, two = (detached(model.task.metrics(model, d)) for d in (data, rows(slice(0, 1)), rows(slice(1, 3))))
+    torch.testing.assert_close({name: one[name] + two[name] for name in whole}, whole, rtol=1e-12, atol=0)
+
+
+def test_the_training_mean_is_the_baseline_and_explains_nothing():
+    model, data = make(), batch()
     found = model.task.baselines(data)
     assert list(found) == ["mean"]
-    np.testing.assert_allclose(quotient(found["mean"]["mse"]), (error ** 2).mean(), rtol=1e-12)
+    numbers = data.targets["numbers"].numpy()
+    assert model.task.result(found["mean"]) == pytest.approx(scores(np.broadcast_to(MEAN, numbers.shape), numbers))
+    assert model.task.result(found["mean"])["r2"] == 0
     assert model.task.fitted_baselines() == []
+
+
+def test_dropout_acts_in_training_only():
+    model, data = make(dropout=0.5), batch()
+    assert torch.equal(model(data)[0], model(data)[0])
+    model.train()
+    assert not torch.equal(model(data)[0], model(data)[0])
 
 
 def test_a_target_may_be_one_number_a_row():
     model, data = make(targets=1), batch(targets=1)
     flat = batch(targets=1)
-    flat.targets["target"] = flat.targets["target"][:, 0]
+    flat.targets["numbers"] = flat.targets["numbers"][:, 0]
     assert model(flat)[0] == model(data)[0]
 
 
-def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match=r"task\.pooling='sum' is not known; use one of last, mean, max, attention"):
-        make(pooling="sum")
+@pytest.mark.parametrize(("options", "said"), [
+    ({"pooling": "sum"}, r"task\.pooling='sum' is not known; use one of mean, max, last, attention"),
+    ({"dropout": 1.0}, r"task\.dropout=1\.0 is no probability below 1")])
+def test_options_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        make(**options)

@@ -1,4 +1,4 @@
-"""Front ends: raw inputs -> steps of features. Shapes: B rows, T time, N targets, C channels stored for each step."""
+"""Patches of windows of time series. Shapes: B rows, L lookback, N targets, C channels stored for each step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Patches(Frontend):
         others = spec["channels"] - self.targets * (2 if self.observed else 1)
         self.sequences = self.targets if self.independent else 1
         per_step = (1 if self.independent else self.targets) * (2 if self.observed else 1) + others
-        self.size = patch * per_step
+        self.size, self.steps = patch * per_step, spec["lookback"] // patch
+        self.changes_steps = f"model.patch={patch} makes patches of a whole window; use a dataset with other rows"
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """values (B, L, C) -> x (B or B*N, L / patch, patch * features); context: shift and spread, each (B, N)."""
@@ -92,20 +93,8 @@ def last_seen(own: Tensor, seen: Tensor) -> Tensor:
     return torch.where(at > 0, value, 0)
 
 
-class Frames(Frontend):
-    """Sequences of frames, given to the family as they are."""
-
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.size = spec["channels"]
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """values (B, T, C) -> the same, their lengths, nothing."""
-        return batch.inputs["values"], batch.lengths["values"], {}
-
-
-def patches(spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = "window",
-            channels: Channels = "independent") -> Frontend:
+def build(spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = "window",
+          channels: Channels = "independent") -> Frontend:
     """Patches of a window of a time series.
 
     Args:
@@ -115,13 +104,3 @@ def patches(spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = 
         channels: independent (each target is a sequence of its own, with shared weights) or joint (one sequence).
     """
     return Patches(spec, patch=patch, normalise=normalise, channels=channels)
-
-
-def frames(spec: Mapping[str, Any]) -> Frontend:
-    """Sequences of frames as they are stored."""
-    return Frames(spec)
-
-
-def build(name: str, spec: Mapping[str, Any], **options: Any) -> Frontend:
-    """Make the front end of this name for rows as `spec` describes them."""
-    return {"patches": patches, "frames": frames}[name](spec, **options)

@@ -1,0 +1,675 @@
+"""Records: tables whose rows are examples, each with an input and what to tell from it.
+
+What text, audio and sequences share: where the rows come from, which split each is in, what is told (a class, several
+classes, a class a step, numbers), and what becomes of rows that cannot be used. A kind of dataset adds its input:
+which columns it reads, what is fitted on the training rows, and how a row is encoded.
+
+Data is read twice by Ray Data: once to fit (training rows only), once for each split to encode.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datasets import files
+from datasets.files import Source
+from datasets.plan import mixed
+from datasets.storage import sha256
+from datasets.views import RowView
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from datasets.prepare import Prepared
+
+State = dict[str, Any]                       # JSON-able
+Bad = dict[int, tuple[str, str]]             # row of a table -> field, what is wrong with it
+PARTS = ("train", "validation", "test")
+REQUEST_ROWS = 512                           # of new data encoded at a time
+MAX_CLASSES = 10_000                         # more is most likely a column of numbers or of texts
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where records come from, how they are split, and what is told of each.
+
+    Attributes:
+        path: file, folder, glob or URI; or one of these for each split ({train: ..., test: ...}).
+        split: shares of the training rows that are drawn for validation and test ({validation: 0.1}); which rows is a
+            function of their place in the files.
+        split_column: the column that says which split a row is in.
+        split_values: the values of split_column that stand for a split ({test: [george]}); rows of other values are
+            for training. Without it the values are train, validation and test themselves.
+        label: the column that has each row's class (task classify).
+        labels: the column that has each row's classes, any number of them: a list, or names separated by spaces
+            (task classify, each class decided by itself).
+        step_labels: the column that has a class for each step: a list, or names separated by spaces (task label).
+        numbers: the columns of numbers to predict (task regress).
+    """
+
+    path: str | dict[str, str]
+    split: dict[str, float] = field(default_factory=dict)
+    split_column: str | None = None
+    split_values: dict[str, list[str]] = field(default_factory=dict)
+    label: str | None = None
+    labels: str | None = None
+    step_labels: str | None = None
+    numbers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "split", dict(self.split or {}))
+        object.__setattr__(self, "split_values", dict(self.split_values or {}))
+        object.__setattr__(self, "numbers", list(self.numbers or []))
+        _check_parts("path", self.path if isinstance(self.path, dict) else {})
+        _check_parts("split", self.split)
+        _check_parts("split_values", self.split_values)
+        self._check_split()
+
+    def _check_split(self) -> None:
+        for part, share in self.split.items():
+            if part == "train" or not 0 < share < 1:
+                raise ValueError(f"dataset.split={self.split}: give validation and test a share of the training rows "
+                                 "between 0 and 1; what is left is for training")
+        if sum(self.split.values()) >= 1:
+            raise ValueError(f"dataset.split={self.split} leaves nothing for training; use smaller shares")
+        if self.split_values and self.split_column is None:
+            raise ValueError("dataset.split_values says what the values of dataset.split_column mean; name that column")
+        if self.split_column is not None and isinstance(self.path, dict):
+            raise ValueError(f"dataset.split_column={self.split_column!r} and a path for each split contradict each "
+                             "other; leave one of them out")
+        given = [*self.split, *(self.path if isinstance(self.path, dict) else ())]
+        for part in PARTS[1:]:
+            if given.count(part) > 1 or (part in self.split and part in self.split_values):
+                raise ValueError(f"dataset.split gives {part} a share, and rows of its own are named too; "
+                                 "leave one of them out")
+        values = [value for listed in self.split_values.values() for value in listed]
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"dataset.split_values has {value!r} twice; a row can be in one split only")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of what is told, and of the split."""
+        named = [self.split_column, self.label, self.labels, self.step_labels, *self.numbers]
+        return [name for name in named if name is not None]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The kinds of task that can be trained on what is told."""
+        found = {"classify": self.label or self.labels, "label": self.step_labels, "regress": self.numbers}
+        return tuple(kind for kind, told in found.items() if told)
+
+
+def _check_parts(key: str, given: Mapping[str, Any]) -> None:
+    for part in given:
+        if part not in PARTS:
+            raise ValueError(f"dataset.{key} has {part!r}; the splits are {', '.join(PARTS)}")
+
+
+@dataclass(kw_only=True)
+class Records:
+    """A dataset of records; subclasses add the input. See the module.
+
+    Attributes:
+        told: the shared options.
+        fitted: what the training rows gave; `encode` finds it, unless it was given by `reuse`.
+    """
+
+    told: Options
+    fitted: State | None = field(default=None, init=False)
+    reused: bool = field(default=False, init=False)
+    kind: ClassVar[str]
+    frontend: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = files.TABLES
+
+    def __post_init__(self) -> None:
+        if self.told.label is not None and self.told.labels is not None:
+            raise ValueError("dataset.label (one class a row) and dataset.labels (any number of them) contradict each "
+                             "other; leave one of them out")
+
+    # What a kind of dataset says of its input
+
+    def input_columns(self) -> list[str]:
+        """The columns that the input is read from."""
+        raise NotImplementedError
+
+    def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
+        """What fitting needs of these training rows of a table: sums that `merge` can add, and texts to learn from."""
+        return {}, []
+
+    def fit(self, texts: Iterator[list[str]], sums: State) -> State:
+        """Fitted state of the input.
+
+        Args:
+            texts: of all `tally` calls, in any order; must be read to the end.
+            sums: of all tallies, complete once the texts are read.
+        """
+        for _ in texts:
+            pass
+        return {}
+
+    def encode_input(self, table: pa.Table, rows: Sequence[int], bad: Bad) -> tuple[dict[str, pa.Array], State]:
+        """The input of these rows.
+
+        Returns:
+            (columns with an entry for each of `rows`, null where it was added to `bad`; among them ``length`` int32),
+            and sums that `merge` can add, for `input_state`.
+        """
+        raise NotImplementedError
+
+    def input_state(self, sums: State) -> State:
+        """What state says of the input beside what was fitted, from the sums of `encode_input`; may have "notes"."""
+        return {}
+
+    def input_spec(self, state: State | None) -> dict[str, Any]:
+        """What a model must know of the input."""
+        raise NotImplementedError
+
+    def inputs(self, state: State) -> dict[str, int]:
+        """Columns of the stored input, as RowView has them."""
+        raise NotImplementedError
+
+    # RawDataset
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.told.tasks
+
+    def listed(self) -> list[tuple[Source, str]]:
+        """The raw files in order, each with its split ("train" where the rows say)."""
+        paths = self.told.path if isinstance(self.told.path, dict) else {"train": self.told.path}
+        found = [(source, part) for part in PARTS if part in paths
+                 for source in files.resolve(paths[part], suffixes=self.suffixes)]
+        self.check_parts(found)
+        return found
+
+    def check_parts(self, found: list[tuple[Source, str]]) -> None:
+        """Raise ValueError if a file is in two splits."""
+        part_of: dict[str, str] = {}
+        for source, part in found:
+            if part_of.setdefault(source.uri, part) != part:
+                raise ValueError(f"dataset.path: {source.uri} is in both {part_of[source.uri]} and {part}; "
+                                 "each file can be in one split only")
+
+    def sources(self) -> list[Source]:
+        return [source for source, _ in self.listed()]
+
+    def options(self) -> dict[str, Any]:
+        own = {item.name: getattr(self, item.name) for item in fields(self)
+               if item.name not in ("told", "fitted", "reused")}
+        told = {k: v for k, v in asdict(self.told).items() if k != "path"}
+        fitted = sha256(json.dumps(self.fitted, sort_keys=True).encode()) if self.reused else None
+        return {**own, **told, "parts": [part for _, part in self.listed()], "fitted": fitted}
+
+    def reuse(self, state: State) -> None:
+        """Encode by the fitted state of data that was prepared before, and fit nothing."""
+        self.fitted, self.reused = state["fitted"], True
+
+    def encode(self) -> dict[str, ray.data.Dataset]:
+        """Stored rows by split: ``length``, the input, what is told, ``summary`` and ``quarantine``.
+
+        Raises:
+            ValueError: for what is wrong with the whole; a single bad record is quarantined.
+        """
+        listed = self.listed()
+        if not self.reused:
+            with files.user_errors():
+                self.fitted = self._fit(listed)
+        return {part: self._encoded(listed, part) for part in self._parts(listed)}
+
+    def state(self, summaries: Sequence[State]) -> State:
+        """{"fitted": of the training rows: count, classes, moments of numbers, the input's own; and input_state's}."""
+        assert self.fitted is not None
+        total = functools.reduce(merge, summaries, State())
+        told = self.input_state(total.get("input", {}))
+        return {"fitted": self.fitted, **told}
+
+    def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
+        fitted = None if state is None else state["fitted"]
+        told: dict[str, Any] = {"frontend": self.frontend, **self.input_spec(fitted)}
+        column = self.told.step_labels if task["kind"] == "label" else self.told.label or self.told.labels
+        if column is not None and task["kind"] in ("classify", "label"):
+            classes = fitted["classes"][column] if fitted else None
+            told |= {"classes": len(classes) if classes else 2, "counts": fitted and fitted["counts"][column],
+                     "rows": fitted and fitted["rows"],
+                     "several": task["kind"] == "classify" and self.told.labels is not None}
+        if task["kind"] == "regress":
+            told |= {"targets": len(self.told.numbers), "mean": fitted and fitted["numbers"]["mean"],
+                     "std": fitted and fitted["numbers"]["std"]}
+        return told
+
+    def classes(self, state: Mapping[str, Any], task: str) -> list[str]:
+        """Names of the classes, in the order of their numbers."""
+        column = self.told.step_labels if task == "label" else self.told.label or self.told.labels
+        names: list[str] = state["fitted"]["classes"][column]
+        return names
+
+    def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
+        if split not in prepared.parts:
+            raise ValueError(f"the prepared data has no {split} split, only {', '.join(prepared.parts)}; give it a "
+                             f"file (dataset.path), or a share of the training rows (dataset.split={{{split}: 0.1}})")
+        return RowView(prepared.parts[split], self.inputs(prepared.state["fitted"]),
+                       self.stored_targets(prepared.state, task))
+
+    def stored_targets(self, state: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, str | int]:
+        """The stored columns that a task reads, as RowView has them."""
+        if task["kind"] == "label":
+            return {"step_labels": "step"}
+        if task["kind"] == "regress":
+            return {"numbers": "row"}
+        if self.told.labels is not None:
+            return {"labels": len(state["fitted"]["classes"][self.told.labels])}
+        return {"label": "row"}
+
+    def encode_request(self, source: str, state: State) -> Iterator[pa.Table]:
+        """New raw rows, encoded by a fitted state, in this process and in bounded memory.
+
+        Yields:
+            ``length`` and the input, ``__file``, ``__row``; in rows that cannot be used the former are null, and
+            ``skipped`` says why.
+        """
+        self.fitted = state["fitted"]
+        for table in self.raw_tables(source):
+            for start in range(0, len(table), REQUEST_ROWS):
+                raw = table.slice(start, REQUEST_ROWS)
+                bad = _bad_of(raw)
+                rows = [i for i in range(len(raw)) if i not in bad]
+                columns, _ = self.encode_input(raw, rows, bad)
+                place = np.full(len(raw), -1)
+                place[rows] = np.arange(len(rows))
+                index = pa.array(np.maximum(place, 0), mask=place < 0)
+                why = [": ".join(filter(None, bad[i])) if i in bad else None for i in range(len(raw))]
+                yield pa.table({**{name: column.take(index) for name, column in columns.items()},
+                                "__file": raw["__file"], "__row": raw["__row"], "skipped": pa.array(why, pa.string())})
+
+    def raw_tables(self, source: str) -> Iterator[pa.Table]:
+        """The rows of a file, folder, glob or URI with the input's columns."""
+        for one in files.resolve(source, suffixes=self.suffixes):
+            yield from files.read_blocks(one.uri, self.input_columns(), lenient=True)
+
+    def spread(self, rows: ray.data.Dataset) -> ray.data.Dataset:
+        """The raw rows in blocks that are encoded each by a task."""
+        return rows
+
+    def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
+        """All columns that are used, of raw files."""
+        return files.read(sources, list(dict.fromkeys([*self.input_columns(), *self.told.columns])), lenient=True)
+
+    # Splits
+
+    def _parts(self, listed: list[tuple[Source, str]]) -> list[str]:
+        """The splits that there are."""
+        there = {part for _, part in listed} | set(self.told.split) | set(self.told.split_values)
+        if self.told.split_column is not None:
+            found = (self.fitted or {}).get("split_values", [])
+            there |= set(PARTS) & set(found) if not self.told.split_values else {"train"}
+        return [part for part in PARTS if part in there]
+
+    def in_part(self, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> NDArray[np.int64]:
+        """Rows of the table that are in a split; rows whose split cannot be read count as training rows."""
+        names = {source.uri: (number, PARTS.index(own)) for number, (source, own) in enumerate(listed)}
+        files_ = table["__file"].combine_chunks().dictionary_encode()
+        found = np.array([names[uri] for uri in files_.dictionary.to_pylist()], np.int64)[files_.indices.to_numpy()]
+        number, parts = found.T
+        if self.told.split_column is not None:
+            parts = self._by_column(table, parts)
+        train = parts == 0
+        draw = _draws(number, table["__row"].to_numpy())
+        low = 0.0
+        for name, share in self.told.split.items():
+            parts[train & (draw >= low) & (draw < low + share)] = PARTS.index(name)
+            low += share
+        return np.flatnonzero(parts == PARTS.index(part))
+
+    def _by_column(self, table: pa.Table, parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        column = self.told.split_column or ""
+        of = {value: PARTS.index(part) for part, values in self.told.split_values.items() for value in values}
+        of = of or {part: i for i, part in enumerate(PARTS)}
+        for i, value in enumerate(_texts(table[column])):
+            if value is None or value in of:
+                parts[i] = of.get(value or "", 0)
+            elif not self.told.split_values:
+                at = f"{table['__file'][i].as_py()}, row {table['__row'][i].as_py()}"
+                raise ValueError(f"{at}: column {column!r} is {value!r}, which is no split; say by "
+                                 f"dataset.split_values which values mean which, such as {{validation: [{value}]}}")
+            elif "train" in self.told.split_values:
+                parts[i] = -1                                       # of no split
+        return parts
+
+    # Fitting
+
+    def _fit(self, listed: list[tuple[Source, str]]) -> State:
+        training = [source for source, part in listed if part == "train"]
+        if not training:
+            raise ValueError(f"dataset.path={self.told.path}: there are no training files; name some under train")
+        total: State = {"input": {}}
+
+        def texts() -> Iterator[list[str]]:
+            task = functools.partial(_tally_block, self, listed)
+            rows = self.raw_rows(training).map_batches(task, batch_size=None, batch_format="pyarrow",
+                                                       num_cpus=files.TASK_CPUS)
+            for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for told, some in zip(block["tally"].to_pylist(), block["texts"].to_pylist(), strict=True):
+                    added = json.loads(told)
+                    total["input"].update(merge(total["input"], added.pop("input")))
+                    total.update(merge({k: v for k, v in total.items() if k != "input"}, added))
+                    yield some
+
+        fitted = self.fit(texts(), total["input"])
+        if not total.get("rows"):
+            raise ValueError(f"{', '.join(source.uri for source in training[:3])}: there are no training rows that can "
+                             f"be used{total.get('why', '')}; look at the split and at the first rows")
+        named = [name for name in (self.told.label, self.told.labels, self.told.step_labels) if name is not None]
+        counts = {name: total.get("classes", {}).get(name, {}) for name in named}
+        classes = {name: _class_order(name, found) for name, found in counts.items()}
+        told: State = {"rows": total["rows"], "classes": classes,
+                       "counts": {name: [counts[name][c] for c in classes[name]] for name in named},
+                       "split_values": list(total.get("split_values", {}))}
+        if self.told.numbers:
+            told["numbers"] = moments(total["numbers"])
+        return {**told, **fitted}
+
+    def tally_told(self, table: pa.Table, rows: Sequence[int]) -> State:
+        """Sums over training rows of what is told: rows a class, and moments of the numbers."""
+        told, out = self.told, State({"rows": len(rows), "classes": {}})
+        for name in (told.label, told.labels, told.step_labels):
+            if name is not None:
+                values = _texts(table[name]) if name == told.label else _several(table[name], name)
+                found = [values[i] for i in rows if values[i] is not None]
+                out["classes"][name] = Counter(found if name == told.label else [x for v in found for x in v or ()])
+        if told.numbers:
+            numbers = np.stack([_numbers(table[name])[rows] for name in told.numbers], 1)
+            out["numbers"] = tally_moments(numbers[np.isfinite(numbers).all(1)])
+        return out
+
+    # Encoding
+
+    def _encoded(self, listed: list[tuple[Source, str]], part: str) -> ray.data.Dataset:
+        by_part = {name: [source for source, named in listed if named == name] for name in PARTS}
+        own = by_part[part] or by_part["train"]                     # whose rows say in which split they are
+        task = functools.partial(_encode_block, self, listed, part)
+        return self.spread(self.raw_rows(own)).map_batches(task, batch_size=None, batch_format="pyarrow",
+                                                           num_cpus=files.TASK_CPUS)
+
+    def encode_told(self, table: pa.Table, rows: Sequence[int], columns: Mapping[str, pa.Array],
+                    bad: Bad) -> dict[str, pa.Array]:
+        """The stored columns of what is told of these rows; an entry each, null where it was added to `bad`."""
+        assert self.fitted is not None
+        told, out = self.told, dict[str, pa.Array]()
+        index = {column: {name: i for i, name in enumerate(names)} for column, names in self.fitted["classes"].items()}
+        if told.label is not None:
+            names = _texts(table[told.label])
+            out["label"] = pa.array([_index(names[i], told.label, index, i, bad) for i in rows], pa.int32())
+        if told.labels is not None:
+            lists = _several(table[told.labels], told.labels)
+            out["labels"] = pa.array([_indices(lists[i], told.labels, index, i, bad) for i in rows],
+                                     pa.list_(pa.int32()))
+        if told.step_labels is not None:
+            lists = _several(table[told.step_labels], told.step_labels)
+            found = [_indices(lists[i], told.step_labels, index, i, bad) for i in rows]
+            out["step_labels"] = pa.array(_by_step(found, rows, columns, told.step_labels, bad), pa.list_(pa.int32()))
+        if told.numbers:
+            numbers = np.stack([_numbers(table[name])[rows] for name in told.numbers], 1)      # (rows, N)
+            for place, column in np.argwhere(~np.isfinite(numbers)):
+                given = table[told.numbers[column]][rows[place]].as_py()
+                bad.setdefault(rows[place], (told.numbers[column], f"{given!r} is no finite number"))
+            out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(np.float32(numbers).ravel()), numbers.shape[1])
+        return out
+
+
+class Made(Records):
+    """Records made from a seed, in place of files; comes before the kind of record among a class's bases.
+
+    Attributes:
+        rows: of all splits: 80 % for training, 10 % for validation, 10 % for the test.
+        seed: another seed, other data.
+        best: the metrics that no model can beat in expectation.
+    """
+
+    rows: int
+    seed: int
+
+    def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        """`count` records: columns by name."""
+        raise NotImplementedError
+
+    @property
+    def best(self) -> dict[str, float]:
+        raise NotImplementedError
+
+    def listed(self) -> list[tuple[Source, str]]:
+        """A source that is no file for each split."""
+        return [(Source(f"{self.kind}/{part}", 0, 0), part) for part in PARTS]
+
+    def sources(self) -> list[Source]:
+        """None: the options say everything."""
+        return []
+
+    def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
+        import ray.data
+
+        items = []
+        for source in sources:
+            count = max(1, round(self.rows * MADE[source.uri.rpartition("/")[2]]))
+            items += [{"uri": source.uri, "start": start, "count": min(MADE_ROWS, count - start)}
+                      for start in range(0, count, MADE_ROWS)]
+        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            functools.partial(_make_block, self), batch_size=None, batch_format="pyarrow", num_cpus=files.TASK_CPUS)
+
+    def state(self, summaries: Sequence[State]) -> State:
+        return {**super().state(summaries), "best": self.best}
+
+
+MADE = {"train": 0.8, "validation": 0.1, "test": 0.1}       # shares of records that are made
+MADE_ROWS = 1024                                            # made by one task
+
+
+@files.in_task
+def _make_block(dataset: Made, items: pa.Table) -> Iterator[pa.Table]:
+    for item in items.to_pylist():
+        rng = np.random.default_rng([dataset.seed, list(MADE).index(item["uri"].rpartition("/")[2]), item["start"]])
+        count = item["count"]
+        rows = np.arange(item["start"] + 1, item["start"] + count + 1)
+        yield pa.table({**dataset.make(rng, count), "__file": [item["uri"]] * count, "__row": rows,
+                        "__bad": pa.nulls(count, files.BAD)})
+
+
+def check_made(rows: int, seed: int) -> None:
+    """Raise ValueError for less than 100 rows or a negative seed."""
+    if rows < 100:
+        raise ValueError(f"dataset.rows={rows} is too small; use at least 100")
+    if seed < 0:
+        raise ValueError(f"dataset.seed={seed} is too small; use at least 0")
+
+
+@files.in_task
+def _tally_block(dataset: Records, listed: list[tuple[Source, str]], table: pa.Table) -> Iterator[pa.Table]:
+    if not len(table):
+        return
+    bad = _bad_of(table)
+    rows = [int(i) for i in dataset.in_part(listed, "train", table) if i not in bad]
+    told = dataset.tally_told(table, rows)
+    if dataset.told.split_column is not None:
+        told["split_values"] = Counter(x for x in _texts(table[dataset.told.split_column]) if x is not None)
+    told["input"], texts = dataset.tally(table, rows)
+    yield pa.table({"tally": [json.dumps(told)], "texts": pa.array([texts], pa.list_(pa.string()))})
+
+
+@files.in_task
+def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> Iterator[pa.Table]:
+    if not len(table):
+        return
+    own, bad = [int(i) for i in dataset.in_part(listed, part, table)], _bad_of(table)
+    rows = [i for i in own if i not in bad]
+    columns, sums = dataset.encode_input(table, rows, bad)
+    columns |= dataset.encode_told(table, rows, columns, bad)
+    columns = {name: column for name, column in columns.items() if name not in (STEP, RAW_LENGTH)}
+    kept = [place for place, i in enumerate(rows) if i not in bad]
+    stored = pa.table({name: column.take(pa.array(kept, pa.int64())) for name, column in columns.items()})
+    wrong = [json.dumps({"uri": table["__file"][i].as_py(), "row": table["__row"][i].as_py(), "field": bad[i][0],
+                         "reason": bad[i][1]}) for i in own if i in bad]
+    summary = json.dumps({"input": sums})
+    if not kept and not wrong:
+        return
+    stored = pa.concat_tables([stored.append_column("quarantine", pa.nulls(len(kept), pa.string())),
+                               pa.table({"quarantine": pa.array(wrong, pa.string())})], promote_options="default")
+    yield stored.append_column("summary", pa.array([summary, *[""] * (len(stored) - 1)], pa.string()))
+
+
+STEP = "__step"             # a column of encode_input: for each stored step, the raw step it stands for, or -1
+RAW_LENGTH = "__steps"      # and how many raw steps there were, where that is not ``length``
+
+
+def _by_step(found: list[list[int] | None], rows: Sequence[int], columns: Mapping[str, pa.Array], name: str,
+             bad: Bad) -> list[list[int] | None]:
+    """The class of each stored step; -1 where a stored step stands for no raw one."""
+    steps = columns[STEP].to_pylist() if STEP in columns else [None] * len(rows)
+    raw = columns[RAW_LENGTH if RAW_LENGTH in columns else "length"].to_pylist()
+    out: list[list[int] | None] = []
+    for i, classes, mapped, expected in zip(rows, found, steps, raw, strict=True):
+        if classes is not None and expected is not None and len(classes) != expected:
+            bad.setdefault(i, (name, f"{len(classes)} classes for {expected} steps"))
+        if i in bad or classes is None:
+            out.append(None)
+        else:
+            out.append(classes if mapped is None else [classes[step] if step >= 0 else -1 for step in mapped])
+    return out
+
+
+def _index(name: str | None, column: str, index: Mapping[str, Mapping[str, int]], row: int, bad: Bad) -> int | None:
+    if name is None:
+        bad.setdefault(row, (column, "no value"))
+    elif name not in index[column]:
+        bad.setdefault(row, (column, f"{name!r} is no class of the training rows"))
+    else:
+        return index[column][name]
+    return None
+
+
+def _indices(names: list[str] | None, column: str, index: Mapping[str, Mapping[str, int]], row: int,
+             bad: Bad) -> list[int] | None:
+    if names is None:
+        bad.setdefault(row, (column, "no value"))
+        return None
+    found = [_index(name, column, index, row, bad) for name in names]
+    return None if row in bad else [x for x in found if x is not None]
+
+
+# Values of raw columns
+
+def _bad_of(table: pa.Table) -> Bad:
+    """What reading found wrong."""
+    where = np.flatnonzero(table["__bad"].is_valid().to_numpy(zero_copy_only=False))
+    return {int(i): (told["field"], told["reason"]) for i in where for told in [table["__bad"][int(i)].as_py()]}
+
+
+def _texts(column: pa.ChunkedArray) -> list[str | None]:
+    """Names: text without blanks at its ends, or whole numbers or truth values as text; None where there is nothing."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _texts(column.cast(kind.value_type))
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        raise ValueError(f"a column of {kind} was given where names or numbers are expected; name another column")
+    values = column.to_pylist()
+    if pa.types.is_floating(kind):                          # 1.0 in one block is 1 in another
+        values = [None if v is None else int(v) if float(v).is_integer() else v for v in values]
+    return [None if v is None or str(v).strip() == "" else str(v).strip() for v in values]
+
+
+def _several(column: pa.ChunkedArray, name: str) -> list[list[str] | None]:
+    """Lists of names: a list, or a text of names with blanks between; None where there is nothing."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return [None if v is None else [str(x).strip() for x in v if x is not None] for v in column.to_pylist()]
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [None if v is None else v.split() for v in column.to_pylist()]
+    return [None if v is None else [v] for v in _texts(column)]
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(rows,) float64, NaN where there is no number."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.array([_number(value) for value in column.to_pylist()])
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(f"a column of {column.type} was given where numbers are expected; name another column")
+    values: NDArray[np.float64] = pc.fill_null(column.cast(pa.float64()), math.nan).to_numpy()
+    return values
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _class_order(column: str, counts: Mapping[str, int]) -> list[str]:
+    """The classes in the order of their names; whole numbers by value."""
+    if len(counts) < 2:
+        found = f"one class only, {next(iter(counts))!r}," if counts else "no class"
+        raise ValueError(f"column {column!r} has {found} in the training rows; at least two are needed to tell one "
+                         "from another")
+    if len(counts) > MAX_CLASSES:
+        raise ValueError(f"column {column!r} has {len(counts):,} classes in the training rows, more than "
+                         f"{MAX_CLASSES:,}; is it a column of numbers? Then name it in dataset.numbers")
+    whole = all(name.lstrip("-").isdecimal() for name in counts)
+    return sorted(counts, key=(lambda name: (int(name), name)) if whole else None)
+
+
+# Sums
+
+def merge(a: Mapping[str, Any], b: Mapping[str, Any]) -> State:
+    """Sums of two tallies: numbers and lists of numbers added, moments combined, mappings key by key."""
+    if "m2" in a and "m2" in b:
+        return _merged_moments(a, b)
+    out: State = dict(a)
+    for key, value in b.items():
+        if key not in out:
+            out[key] = value
+        elif isinstance(value, Mapping):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = out[key] + value
+    return out
+
+
+def tally_moments(values: NDArray[Any]) -> State:
+    """Count, mean and sum of squared deviations of each column of values (rows, C)."""
+    if not len(values):
+        return {"count": 0, "mean": [0.0] * values.shape[1], "m2": [0.0] * values.shape[1]}
+    wide = values.astype(np.float64)
+    mean = wide.mean(0)
+    return {"count": len(values), "mean": mean.tolist(), "m2": np.square(wide - mean).sum(0).tolist()}
+
+
+def _merged_moments(a: Mapping[str, Any], b: Mapping[str, Any]) -> State:
+    """Chan, Golub & LeVeque (1983)."""
+    count = a["count"] + b["count"]
+    if not count:
+        return dict(a)
+    mean_a, mean_b = np.array(a["mean"]), np.array(b["mean"])
+    gap = mean_b - mean_a
+    m2 = np.array(a["m2"]) + np.array(b["m2"]) + gap ** 2 * a["count"] * b["count"] / count
+    return {"count": count, "mean": (mean_a + gap * b["count"] / count).tolist(), "m2": m2.tolist()}
+
+
+def moments(tally: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Mean and deviation (1 where there is none) of each column."""
+    std = np.sqrt(np.array(tally["m2"]) / max(1, tally["count"]))
+    mean = np.array(tally["mean"])
+    return {"mean": mean.tolist(), "std": np.where(std > 1e-12 * np.abs(mean), std, 1.0).tolist()}
+
+
+def _draws(file: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(R,) a number in [0, 1) for each row, by its file and its place there."""
+    return mixed((file.astype(np.uint64) << np.uint64(40)) + rows.astype(np.uint64)).astype(np.float64) / 2.0 ** 64

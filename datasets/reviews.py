@@ -1,0 +1,75 @@
+"""Short reviews with a verdict, made from a seed: negation at a distance, contrast, and a known share of wrong labels.
+
+A review has two opinions, joined by "but" or "although". After "but" the second one decides, with "although" the first.
+An opinion says a good or a bad word about something; "not", "never" or "hardly" some words before it turns it round.
+Counting good and bad words therefore tells nothing: every word is as frequent in good reviews as in bad ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datasets.records import Made, Options, check_made
+from datasets.text import Text
+
+GOOD = ("good", "great", "funny", "warm", "clever", "moving", "bright", "fresh")
+BAD = ("bad", "dull", "cold", "slow", "silly", "flat", "tired", "loud")
+NOT = ("not", "never", "hardly")
+THINGS = ("the plot", "the music", "the acting", "this film", "the ending", "the first half", "every scene", "the cast")
+ADVERBS = ("", "really", "at all", "in my eyes", "to be honest", "for a single minute", "after all these years")
+
+
+def build(*, rows: int = 5000, wrong: float = 0.05, seed: int = 0) -> Reviews:
+    """Reviews and their verdicts, good or bad.
+
+    Args:
+        rows: reviews in all; 80 % for training, 10 % for validation, 10 % for the test.
+        wrong: share of the verdicts that are turned round, so that 1 - wrong is the best expected accuracy.
+        seed: another seed, other data.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    check_made(rows, seed)
+    if not 0 <= wrong < 0.5:
+        raise ValueError(f"dataset.wrong={wrong} must be in [0, 0.5); with half of the verdicts wrong there is nothing "
+                         "to learn")
+    return Reviews(told=Options("", label="verdict"), text=["text"], tokenizer="word", vocabulary=1000, min_count=1,
+                   lowercase=False, max_length=None, rows=rows, wrong=wrong, seed=seed)
+
+
+@dataclass(kw_only=True)
+class Reviews(Made, Text):
+    """See ``build``."""
+
+    rows: int
+    wrong: float
+    seed: int
+    kind: ClassVar[str] = "reviews"
+
+    @property
+    def best(self) -> dict[str, float]:
+        return {"accuracy": 1 - self.wrong}
+
+    def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        made = [_review(rng) for _ in range(count)]
+        good = np.array([verdict for _, verdict in made]) ^ (rng.random(count) < self.wrong)
+        return {"text": [text for text, _ in made], "verdict": ["good" if one else "bad" for one in good]}
+
+
+def _review(rng: np.random.Generator) -> tuple[str, bool]:
+    """(text, whether its verdict is good)."""
+    (first, one), (second, two) = _opinion(rng), _opinion(rng)
+    if rng.random() < 0.5:
+        return f"{first} , but {second} .", two
+    return f"{first} , although {second} .", one
+
+
+def _opinion(rng: np.random.Generator) -> tuple[str, bool]:
+    good, turned = rng.random(2) < 0.5
+    word = str(rng.choice(GOOD if good else BAD))
+    words = [str(rng.choice(THINGS)), "is", str(rng.choice(NOT)) if turned else "", str(rng.choice(ADVERBS)), word]
+    return " ".join(filter(None, words)), bool(good ^ turned)

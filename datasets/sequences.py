@@ -1,0 +1,131 @@
+"""Sequences with channels: a list of frames a row, as sensors give them, or features made of sound elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datasets.records import Bad, Options, Records, State, moments, tally_moments
+
+Scale = Literal["standard", "none"]
+
+
+def build(told: Options, *, values: str = "values", scale: Scale = "standard") -> Sequences:
+    """Sequences in JSON Lines or Parquet files, a row each.
+
+    Args:
+        told: the options of all records.
+        values: the column of the frames: a list over time of lists of channels, or of numbers (one channel).
+        scale: standard gives each channel mean 0 and deviation 1 over all training frames; none leaves values.
+    """
+    return Sequences(told=told, values=values, scale=scale)
+
+
+@dataclass(kw_only=True)
+class Sequences(Records):
+    """See `build`."""
+
+    values: str
+    scale: Scale
+    kind: ClassVar[str] = "sequences"
+    frontend: ClassVar[str] = "frames"
+
+    def input_columns(self) -> list[str]:
+        return [self.values]
+
+    def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
+        """Moments of each channel over the frames, by the number of channels."""
+        frames = _Frames(table, self.values, rows)
+        if not frames.channels:
+            return {}, []
+        flat, _ = frames.good(frames.channels, {})
+        return {"channels": {str(frames.channels): tally_moments(flat)}}, []
+
+    def fit(self, texts: Iterator[list[str]], sums: State) -> State:
+        super().fit(texts, sums)
+        found = sums.get("channels")
+        if not found:
+            raise ValueError(f"column {self.values!r} has no frames in the training rows; name the column of a list "
+                             "over time of lists of channels in dataset.values")
+        channels = max(found, key=lambda name: found[name]["count"])
+        told = moments(found[channels])
+        if self.scale == "none":
+            told = {"mean": [0.0] * int(channels), "std": [1.0] * int(channels)}
+        return {"channels": int(channels), "scaling": told}
+
+    def encode_input(self, table: pa.Table, rows: Sequence[int], bad: Bad) -> tuple[dict[str, pa.Array], State]:
+        assert self.fitted is not None
+        frames = _Frames(table, self.values, rows)
+        flat, lengths = frames.good(self.fitted["channels"], bad)
+        scaling = self.fitted["scaling"]
+        scaled = ((flat - np.array(scaling["mean"])) / np.array(scaling["std"])).astype(np.float32)
+        offsets = np.concatenate([[0], np.cumsum(lengths) * self.fitted["channels"]]).astype(np.int32)
+        return {"length": pa.array(lengths.astype(np.int32)),
+                "values": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scaled.ravel()))}, {}
+
+    def input_spec(self, state: State | None) -> dict[str, Any]:
+        return {"channels": state["channels"] if state else 1}
+
+    def inputs(self, state: State) -> dict[str, int]:
+        return {"values": state["channels"]}
+
+
+class _Frames:
+    """The frames of some rows of a table, one after the other.
+
+    Attributes:
+        channels: the most common number of numbers a frame; 0 where there are none.
+    """
+
+    def __init__(self, table: pa.Table, name: str, rows: Sequence[int]) -> None:
+        self.name, self.rows = name, rows
+        column = table[name].combine_chunks().take(pa.array(rows, pa.int64()))
+        kind = column.type
+        if pa.types.is_null(kind):
+            column, kind = column.cast(pa.list_(pa.float64())), pa.list_(pa.float64())
+        deep = _is_list(kind) and _is_list(kind.value_type)
+        number = kind.value_type.value_type if deep else kind.value_type if _is_list(kind) else kind
+        if not _is_list(kind) or not (pa.types.is_floating(number) or pa.types.is_integer(number)
+                                      or pa.types.is_null(number)):
+            raise ValueError(f"{table['__file'][0].as_py()}: column {name!r} holds {kind}, not a list over time of "
+                             "lists of channels; name another column in dataset.values")
+        self.missing = ~column.is_valid().to_numpy(zero_copy_only=False)
+        self.steps = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        frames = pc.list_flatten(column)
+        self.row = np.repeat(np.arange(len(rows)), self.steps)                     # (F,) of each frame
+        if deep:
+            self.widths = pc.fill_null(pc.list_value_length(frames), 0).to_numpy().astype(np.int64)
+            frames = pc.list_flatten(frames)
+        else:
+            self.widths = np.ones(len(self.row), np.int64)
+        self.numbers: NDArray[np.float64] = pc.fill_null(frames.cast(pa.float64()), np.nan).to_numpy()
+        usual = Counter(self.widths.tolist()).most_common(1)
+        self.channels = int(usual[0][0]) if usual else 0
+
+    def good(self, channels: int, bad: Bad) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(frames (F, channels) of the rows that can be used, steps (rows,), 0 for the others); tells `bad` why."""
+        for i in np.flatnonzero(self.steps == 0).tolist():
+            bad.setdefault(self.rows[i], (self.name, "no value" if self.missing[i] else "empty"))
+        wrong = np.flatnonzero(self.widths != channels)
+        for i, first in zip(*np.unique(self.row[wrong], return_index=True), strict=True):
+            told = f"a frame of {self.widths[wrong[first]]} channels, where {channels} are expected"
+            bad.setdefault(self.rows[int(i)], (self.name, told))
+        use = np.ones(len(self.rows), bool)
+        use[self.row[wrong]] = False
+        flat = self.numbers[np.repeat(use[self.row], self.widths)].reshape(-1, channels)
+        row = self.row[use[self.row]]
+        for i in np.unique(row[~np.isfinite(flat).all(1)]).tolist():
+            bad.setdefault(self.rows[i], (self.name, "a missing or infinite number"))
+            use[i] = False
+        return flat[use[row]], np.where(use, self.steps, 0)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -1,0 +1,236 @@
+"""Text: sentences or documents with what to tell from them, as tokens of a vocabulary that the training rows gave."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as kinds
+
+from datasets import files
+from datasets.records import RAW_LENGTH, STEP, Bad, Options, Records, State
+
+Kind = Literal["bpe", "unigram", "word", "character", "byte"]
+
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")       # ids 0 to 3; the last also stands between two texts
+UNKNOWN, END = 1, 3
+SLICE = 1000                                         # texts that are tokenized together
+
+
+def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "bpe", vocabulary: int = 8000,
+          min_count: int = 1, lowercase: bool = False, max_length: int | None = None) -> Text:
+    """Texts in CSV, JSON Lines, Parquet or plain text files (a text a line, in a column named text).
+
+    Args:
+        told: the options of all records.
+        text: the column of the text, or two of them, which are read as one sequence.
+        tokenizer: what a token is: bpe (byte-level byte pairs, Sennrich et al. 2016; knows every text), unigram (pieces
+            of words, Kudo 2018), word (words and runs of punctuation), character, or byte. All but byte learn their
+            vocabulary from the training rows. With step_labels, texts are words with blanks between, or lists of
+            words; the first token of each word has its class.
+        vocabulary: most tokens in the vocabulary, 4 special ones included; byte always has 260.
+        min_count: times that a token must occur in the training rows to be in the vocabulary; not for unigram and byte.
+        lowercase: whether capital letters are made small.
+        max_length: tokens that are kept of a row, from its start; of two texts the longer is cut first. null keeps all.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    columns = [text] if isinstance(text, str) else list(text)
+    if len(columns) not in (1, 2) or len(set(columns)) < len(columns):
+        raise ValueError(f"dataset.text={text!r} must be one column, or a list of two")
+    smallest = len(SPECIAL) + (256 if tokenizer in ("bpe", "byte") else 1)
+    if vocabulary < smallest:
+        raise ValueError(f"dataset.vocabulary={vocabulary} is too small for dataset.tokenizer={tokenizer}; "
+                         f"use at least {smallest}")
+    if min_count < 1:
+        raise ValueError(f"dataset.min_count={min_count} is too small; use at least 1")
+    if min_count > 1 and tokenizer in ("unigram", "byte"):
+        raise ValueError(f"dataset.min_count={min_count} has no meaning for dataset.tokenizer={tokenizer}; "
+                         "leave it out")
+    if max_length is not None and max_length < len(columns):
+        raise ValueError(f"dataset.max_length={max_length} is too small; use at least {len(columns)}, or null")
+    return Text(told=told, text=columns, tokenizer=tokenizer, vocabulary=vocabulary, min_count=min_count,
+                lowercase=lowercase, max_length=max_length)
+
+
+@dataclass(kw_only=True)
+class Text(Records):
+    """See `build`."""
+
+    text: list[str]
+    tokenizer: Kind
+    vocabulary: int
+    min_count: int
+    lowercase: bool
+    max_length: int | None
+    kind: ClassVar[str] = "text"
+    frontend: ClassVar[str] = "tokens"
+    suffixes: ClassVar[tuple[str, ...]] = (*files.TABLES, *files.LINES,
+                                           *(text + end for text in files.LINES for end in files.COMPRESSED))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.told.step_labels is not None and len(self.text) > 1:
+            raise ValueError(f"dataset.step_labels={self.told.step_labels!r} are of one text; name one column in "
+                             f"dataset.text, not {len(self.text)}")
+
+    def input_columns(self) -> list[str]:
+        return self.text
+
+    def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
+        return {}, [text for column in self.text for text in self._texts(table, column, rows) if text]
+
+    def fit(self, texts: Iterator[list[str]], sums: State) -> State:
+        """The tokenizer, as the JSON of the tokenizers library."""
+        made, trainer = _untrained(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)
+        if trainer is None:
+            super().fit(texts, sums)
+        else:
+            made.train_from_iterator(texts, trainer)
+        return {"tokenizer": made.to_str(), "vocabulary": made.get_vocab_size()}
+
+    def encode_input(self, table: pa.Table, rows: Sequence[int], bad: Bad) -> tuple[dict[str, pa.Array], State]:
+        assert self.fitted is not None
+        made = _loaded(self.fitted["tokenizer"])
+        words = self.told.step_labels is not None
+        tokens: list[list[list[int]]] = [[] for _ in rows]           # of each text of each row
+        steps: list[list[int]] = [[] for _ in rows]
+        raw = [0] * len(rows)
+        for column in self.text:
+            texts = self._texts(table, column, rows)
+            for place, text in enumerate(texts):
+                if not text:
+                    bad.setdefault(rows[place], (column, "no text" if text is None else "empty"))
+            for start in range(0, len(rows), SLICE):
+                some = [text or "" for text in texts[start:start + SLICE]]
+                found = made.encode_batch_fast([text.split() for text in some] if words else some,
+                                               is_pretokenized=words, add_special_tokens=False)
+                for place, encoded in enumerate(found, start):
+                    tokens[place].append(encoded.ids)
+                    if words:
+                        steps[place], raw[place] = _first_tokens(encoded.word_ids), len(some[place - start].split())
+                    if not encoded.ids:
+                        bad.setdefault(rows[place], (column, "no token in it"))
+        lists = [_joined(one, self.max_length) for one in tokens]
+        whole = sum(len(part) for one in tokens for part in one) + len(rows) * (len(self.text) - 1)
+        lengths = np.array([len(one) for one in lists], np.int32)
+        flat = np.array([token for one in lists for token in one], np.int32)
+        columns = {"length": pa.array(lengths), "tokens": list_array(flat, lengths)}
+        if words:
+            kept = [step[:count] for step, count in zip(steps, lengths, strict=True)]
+            columns |= {STEP: pa.array(kept, pa.list_(pa.int32())), RAW_LENGTH: pa.array(raw, pa.int32())}
+        cut = sum(sum(map(len, one)) + len(one) - 1 > len(left) for one, left in zip(tokens, lists, strict=True))
+        return columns, {"tokens": whole, "cut": whole - int(lengths.sum()), "cut_rows": int(cut),
+                         "unknown": int((flat == UNKNOWN).sum()), "rows": len(rows)}
+
+    def input_state(self, sums: State) -> State:
+        assert self.fitted is not None
+        total = max(1, sums.get("tokens", 0))
+        notes = [f"text: {self.fitted['vocabulary']:,} tokens in the {self.tokenizer} vocabulary, {total:,} in all "
+                 f"rows, {sums.get('unknown', 0) / total:.2%} of them unknown"]
+        if sums.get("cut"):
+            notes.append(f"text: {sums['cut_rows']:,} of {sums['rows']:,} rows cut to {self.max_length} tokens, "
+                         f"{sums['cut'] / total:.1%} of all tokens")
+        return {"notes": notes, "tokens": sums}
+
+    def input_spec(self, state: State | None) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary if state is None else state["vocabulary"]}
+
+    def inputs(self, state: State) -> dict[str, int]:
+        return {"tokens": 0}
+
+    def raw_tables(self, source: str) -> Iterator[pa.Table]:
+        """Rows of files; what names none and looks like none is itself a text."""
+        named = "://" in source or "*" in source or files.suffix(source) in self.suffixes
+        if named or Path(source).exists():
+            yield from super().raw_tables(source)
+        elif len(self.text) > 1:
+            raise ValueError(f"{source!r}: this model reads two texts ({', '.join(self.text)}); give a file with both")
+        else:
+            yield pa.table({self.text[0]: [source], "__file": ["text"], "__row": [1], "__bad": pa.nulls(1, files.BAD)})
+
+    def _texts(self, table: pa.Table, column: str, rows: Sequence[int]) -> list[str | None]:
+        """The texts of these rows without blanks at their ends; lists of words joined."""
+        kind = table.schema.field(column).type
+        if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+            values = [None if v is None else " ".join(x for x in v if x) for v in table[column].to_pylist()]
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+            values = [None if v is None else v.strip() for v in table[column].to_pylist()]
+        else:
+            raise ValueError(f"{table['__file'][0].as_py()}: column {column!r} holds {kind}, not text; name another "
+                             "column in dataset.text")
+        return [values[i] for i in rows]
+
+
+def list_array(flat: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> pa.ListArray:
+    """Lists of these lengths, one after the other in `flat`."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _joined(parts: list[list[int]], most: int | None) -> list[int]:
+    """One sequence of one or two texts, at most `most` tokens, the longer one cut first."""
+    if len(parts) == 1:
+        return parts[0] if most is None else parts[0][:most]
+    a, b = parts
+    if most is not None and len(a) + len(b) + 1 > most:
+        left = most - 1
+        short = min(len(a), len(b), left // 2)
+        a, b = (a[:short], b[:left - short]) if len(a) <= len(b) else (a[:left - short], b[:short])
+    return [*a, END, *b]
+
+
+def _first_tokens(words: list[int | None]) -> list[int]:
+    """The word of each token that is the first of its word; -1 for the others."""
+    return [-1 if word is None or (i and words[i - 1] == word) else word for i, word in enumerate(words)]
+
+
+def _untrained(kind: Kind, vocabulary: int, min_count: int,
+               lowercase: bool) -> tuple[tokenizers.Tokenizer, Any]:
+    """A tokenizer without a vocabulary, and what trains it (nothing for bytes)."""
+    special = [AddedToken(name, special=True) for name in SPECIAL]
+    shared: dict[str, Any] = {"vocab_size": vocabulary, "special_tokens": special, "show_progress": False}
+    trainer: Any = None
+    steps: list[Any] = [] if kind in ("bpe", "byte") else [normalizers.NFC()]
+    if kind in ("bpe", "byte"):
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        known = {name: i for i, name in enumerate((*SPECIAL, *alphabet))}
+        made = tokenizers.Tokenizer(kinds.BPE(vocab=known, merges=[]) if kind == "byte" else kinds.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        if kind == "bpe":
+            trainer = trainers.BpeTrainer(min_frequency=min_count, initial_alphabet=alphabet, **shared)
+        else:
+            made.add_special_tokens(special)
+    elif kind == "unigram":
+        made = tokenizers.Tokenizer(kinds.Unigram())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token=SPECIAL[UNKNOWN], **shared)
+    else:
+        made = tokenizers.Tokenizer(kinds.WordLevel(unk_token=SPECIAL[UNKNOWN]))
+        made.pre_tokenizer = (pre_tokenizers.Whitespace() if kind == "word"
+                              else pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"))
+        if kind == "character":
+            made.decoder = decoders.Fuse()
+        trainer = trainers.WordLevelTrainer(min_frequency=min_count, **shared)
+    if lowercase:
+        steps.append(normalizers.Lowercase())
+    if steps:
+        made.normalizer = normalizers.Sequence(steps)
+    return made, trainer
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer of its JSON; special names in a text are ordinary text."""
+    made = tokenizers.Tokenizer.from_str(text)
+    made.encode_special_tokens = True
+    return made

@@ -1,0 +1,110 @@
+"""Augmentation whose random numbers belong to rows. Shapes: B rows, T time, F bins, M masks.
+
+A row's numbers are a function of its key alone, which is mixed from (seed, epoch, row id): they do not depend on the
+other rows of its batch, on the order of rows, or on how many workers share them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.families import step_mask
+
+TOKEN, TIME, FREQUENCY, SPEED, GAIN = range(5)      # streams: one for each use, so that uses are independent
+
+
+def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
+    """Random numbers from keys, bit for bit the same on every device: splitmix64 (Steele et al. 2014).
+
+    Args:
+        keys: (B,) int64.
+        count: numbers for each key.
+        stream: another stream gives other numbers for the same key.
+
+    Returns:
+        (B, count) float32 in [0, 1), multiples of 2^-24.
+    """
+    state = _mixed(keys + _signed((stream + 1) * GOLDEN))[:, None]
+    steps = torch.arange(1, count + 1, device=keys.device)
+    return _right(_mixed(state + steps * GOLDEN), 40).to(torch.float32) * 2.0 ** -24
+
+
+def mask_steps(x: Tensor, lengths: Tensor, keys: Tensor, *, masks: int, share: float) -> Tensor:
+    """x (B, T, F) with runs of steps set to 0, the time masks of SpecAugment (Park et al. 2019).
+
+    Args:
+        x: (B, T, F), each bin with mean 0, so that a masked step says nothing.
+        lengths: (B,) valid steps, on the CPU.
+        keys: (B,) of the rows, on the CPU.
+        masks: of each row; they may overlap.
+        share: the longest mask, as a share of the row's valid steps; lengths are drawn from 0 to it.
+    """
+    if not masks:
+        return x
+    return x.masked_fill(_runs(uniform(keys, 2 * masks, TIME), lengths, share, x.shape[1]).to(x.device)[..., None], 0)
+
+
+def mask_bins(x: Tensor, keys: Tensor, *, masks: int, share: float) -> Tensor:
+    """x (B, T, F) with runs of bins set to 0, the frequency masks of SpecAugment; see ``mask_steps``."""
+    if not masks:
+        return x
+    bins = torch.full((len(x),), x.shape[2])
+    return x.masked_fill(_runs(uniform(keys, 2 * masks, FREQUENCY), bins, share, x.shape[2]).to(x.device)[:, None], 0)
+
+
+def change_speed(samples: Tensor, lengths: Tensor, keys: Tensor, *, speed: float) -> tuple[Tensor, Tensor]:
+    """Each row played faster or slower, pitch included (Ko et al. 2015), by linear interpolation.
+
+    Args:
+        samples: (B, T) float, finite in padded steps.
+        lengths: (B,) on the CPU.
+        keys: (B,) on the CPU.
+        speed: factors are drawn from [1 - speed, 1 + speed].
+
+    Returns:
+        samples (B, T'), 0 in padded steps, and their lengths on the CPU: sample t is the old row at t x factor.
+    """
+    factor = 1 + speed * (2 * uniform(keys, 1, SPEED).double() - 1)                     # (B, 1)
+    changed = ((lengths[:, None] - 1) / factor).floor().long()[:, 0] + 1
+    factor, last = factor.to(samples.device), (lengths - 1).to(samples.device)[:, None]
+    place = torch.arange(int(changed.max()), device=samples.device) * factor            # (B, T'), float64: exact places
+    low = torch.minimum(place.floor().long(), last)
+    before, after = samples.gather(1, low), samples.gather(1, torch.minimum(low + 1, last))
+    played = before + (after - before) * (place - low).to(samples.dtype)
+    return played.masked_fill(~step_mask(played, changed), 0), changed
+
+
+def change_gain(samples: Tensor, keys: Tensor, *, decibels: float) -> Tensor:
+    """Each row of samples (B, T) louder or quieter by a gain drawn from [-decibels, decibels]."""
+    gain = decibels * (2 * uniform(keys, 1, GAIN).double() - 1)
+    return samples * (10 ** (gain / 20)).to(samples.device, samples.dtype)
+
+
+def _runs(draws: Tensor, sizes: Tensor, share: float, total: int) -> Tensor:
+    """(B, total) bool, True inside one of M runs of at most share x size, from draws (B, 2 M) and sizes (B,)."""
+    widths, starts = draws.double().chunk(2, dim=1)         # in float32 a draw near 1 could reach the end of its range
+    width = (widths * ((sizes * share).floor()[:, None] + 1)).floor()                   # (B, M)
+    start = (starts * (sizes[:, None] - width + 1)).floor()
+    place = torch.arange(total)
+    return ((place >= start[..., None]) & (place < (start + width)[..., None])).any(1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the lowest 64 bits of x."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The output function of splitmix64; int64 products wrap around as unsigned ones do."""
+    x = (x ^ _right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _right(x, 31)
+
+
+def _right(x: Tensor, bits: int) -> Tensor:
+    """x shifted right with zeros shifted in; torch's shift of an int64 repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

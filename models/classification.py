@@ -1,0 +1,143 @@
+"""What tasks that choose among classes share: the weights of classes, and scores from counts of decisions.
+
+Shapes: N decisions, B rows, K classes. Two kinds of count, both float64, add up over batches and workers:
+
+- a confusion matrix (K, K), truth in rows, where exactly one class is right;
+- a table (K, 4) of true positives, false positives, false negatives and true negatives, where any number is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.batch import Batch
+from models.families import check_choice
+from models.sequence import Artifact, SequenceModel, Sums, Task, mean
+
+ClassWeights = Literal["none", "balanced"]
+
+
+class ChoiceTask(Task):
+    """One class is right: cross entropy for each decision, the mean by weight; a confusion matrix.
+
+    Metrics: ``accuracy``; ``macro_f1``, the mean over the classes that occur; ``loss``, weighted as in training.
+
+    Args:
+        spec: ``classes`` K; ``counts`` of each in the training split, None before the data is known.
+        class_weights: none, or balanced: n / (K n_k) for n_k of n training examples, 0 for a class never seen.
+        label_smoothing: share of the target that is spread evenly over all classes.
+    """
+
+    primary = "accuracy"
+    maximise = True
+
+    def __init__(self, spec: Mapping[str, Any], *, class_weights: ClassWeights, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_choice("class_weights", class_weights, get_args(ClassWeights), "task")
+        self.classes, self.counts, self.label_smoothing = spec["classes"], spec["counts"], label_smoothing
+        weights = torch.ones(self.classes, dtype=torch.float64)
+        if class_weights == "balanced" and self.counts is not None:
+            weights = balanced(self.counts, [sum(self.counts) / self.classes] * self.classes)
+        self.class_weights: Tensor
+        self.register_buffer("class_weights", weights, persistent=False)                # (K,)
+
+    def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """(..., K) in at least float32, before the softmax."""
+        raise NotImplementedError
+
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(the right classes (...) int64, the weights of these decisions by their rows (...))."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Sum over decisions of row weight x class weight."""
+        return self._weights(*self.truth(batch)).sum()
+
+    def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum over decisions of row weight x class weight x cross entropy, sum of those weights)."""
+        return self._loss(self.outputs(model, batch), batch), self.weight(batch)
+
+    def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
+        out = self.outputs(model, batch)
+        return {"loss": mean(self._loss(out, batch), self.weight(batch)), **self._counted(out.argmax(-1), batch)}
+
+    def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return super().result({k: v for k, v in sums.items() if k != "confusion"}) | scores(sums["confusion"])
+
+    def artifacts(self, sums: Mapping[str, Tensor]) -> list[Artifact]:
+        """confusion: ``matrix`` (K, K), truth in rows."""
+        return [Artifact("confusion", {"matrix": sums["confusion"].long().tolist()})]
+
+    def baselines(self, batch: Batch) -> dict[str, Sums]:
+        """majority: the class most frequent in training, for every decision."""
+        if self.counts is None:
+            return {}
+        most = max(range(self.classes), key=self.counts.__getitem__)
+        return {"majority": self._counted(torch.full_like(self.truth(batch)[0], most), batch)}
+
+    def _weights(self, classes: Tensor, weights: Tensor) -> Tensor:
+        return weights * self.class_weights.to(weights.dtype)[classes]
+
+    def _loss(self, out: Tensor, batch: Batch) -> Tensor:
+        classes, weights = self.truth(batch)
+        each = F.cross_entropy(out.flatten(0, -2), classes.flatten(), reduction="none",
+                               label_smoothing=self.label_smoothing)
+        return (each * self._weights(classes, weights).flatten()).sum()
+
+    def _counted(self, chosen: Tensor, batch: Batch) -> Sums:
+        classes, weights = self.truth(batch)
+        return {"confusion": confusion(classes.flatten(), chosen.flatten(), weights.flatten(), self.classes)}
+
+
+def balanced(counts: Sequence[int], others: Sequence[float]) -> Tensor:
+    """(K,) float64 weights others / counts, which make what is counted weigh as much as `others`; 0 for none."""
+    seen = torch.tensor(counts, dtype=torch.float64)
+    return torch.where(seen > 0, torch.tensor(others, dtype=torch.float64) / seen.clamp(min=1), 0)
+
+
+def confusion(truth: Tensor, chosen: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """(K, K) from the right and the chosen class of N decisions, each (N,) int64, and their weights (N,)."""
+    counts = torch.zeros(classes * classes, dtype=torch.float64, device=truth.device)
+    return counts.index_add_(0, truth * classes + chosen, weights.double()).reshape(classes, classes)
+
+
+def decisions(truth: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """(K, 4) from what is true of B rows and what was said, each (B, K) bool, and the rows' weights (B,)."""
+    kinds = torch.stack([truth & chosen, ~truth & chosen, truth & ~chosen, ~truth & ~chosen], -1)      # (B, K, 4)
+    return (kinds * weights.double()[:, None, None]).sum(0)
+
+
+def table(matrix: Tensor) -> Tensor:
+    """A confusion matrix (K, K) as the table (K, 4) of its classes."""
+    right = matrix.diagonal()
+    false, missed = matrix.sum(0) - right, matrix.sum(1) - right
+    return torch.stack([right, false, missed, matrix.sum() - right - false - missed], -1)
+
+
+def macro_f1(counts: Tensor) -> float | None:
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), from (K, 4); None without a class.
+
+    A class that is neither true nor chosen anywhere is left out, as scikit-learn does.
+    """
+    right, false, missed, _ = counts.unbind(-1)
+    whole = 2 * right + false + missed
+    there = whole > 0
+    return float((2 * right[there] / whole[there]).mean()) if there.any() else None
+
+
+def scores(counts: Tensor) -> dict[str, float]:
+    """accuracy and macro_f1 of a confusion matrix (K, K); those of nothing are left out."""
+    f1 = macro_f1(table(counts))
+    return {} if f1 is None else {"accuracy": float(counts.trace() / counts.sum()), "macro_f1": f1}
+
+
+def scores_of_several(counts: Tensor) -> dict[str, float]:
+    """accuracy (the share of decisions that are right) and macro_f1 of a table (K, 4)."""
+    found = {"accuracy": float(counts[:, [0, 3]].sum() / counts.sum())} if counts.sum() > 0 else {}
+    f1 = macro_f1(counts)
+    return found if f1 is None else {**found, "macro_f1": f1}

@@ -1,0 +1,66 @@
+"""Embedded tokens. Shapes: B rows, T time, V vocabulary, E embedding size.
+
+Ids: 0 padding, 1 unknown, 2 begin, 3 end, then the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from models import augment
+from models.batch import Batch
+from models.options import check_least, check_share
+from models.sequence import Frontend
+
+PADDING, UNKNOWN, WORDS = 0, 1, 4       # ids; those from WORDS on are words
+
+
+class Tokens(Frontend):
+    """A learned vector for each token. See `build`.
+
+    Steps have variance 1, which is what families expect of their inputs, from weights of variance 1 / E, so that a
+    step of the optimizer turns a vector as fast whatever its size (Vaswani et al. 2017, section 3.4).
+    """
+
+    def __init__(self, vocabulary: int, *, embedding_size: int, embedding_dropout: float,
+                 token_dropout: float) -> None:
+        super().__init__()
+        check_least("model.embedding_size", embedding_size, 1)
+        check_share("model.embedding_dropout", embedding_dropout)
+        check_share("model.token_dropout", token_dropout)
+        self.size, self.token_dropout = embedding_size, token_dropout
+        self.embedding = nn.Embedding(vocabulary, embedding_size, padding_idx=PADDING)
+        self.scale = embedding_size ** 0.5
+        self.dropout = nn.Dropout(embedding_dropout)
+        nn.init.normal_(self.embedding.weight, std=1 / self.scale)
+        nn.init.zeros_(self.embedding.weight.detach()[PADDING])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """tokens (B, T) int32 -> x (B, T, E), their lengths, nothing."""
+        tokens = batch.inputs["tokens"]
+        if self.token_dropout and self.training and batch.keys is not None:
+            keys = batch.keys.to(tokens.device, non_blocking=True)
+            dropped = augment.uniform(keys, tokens.shape[1], augment.TOKEN) < self.token_dropout
+            tokens = tokens.masked_fill(dropped & (tokens >= WORDS), UNKNOWN)
+        x: Tensor = self.embedding(tokens) * self.scale
+        return self.dropout(x), batch.lengths["tokens"], {}
+
+
+def build(spec: Mapping[str, Any], *, embedding_size: int = 128, embedding_dropout: float = 0.0,
+          token_dropout: float = 0.0) -> Frontend:
+    """Tokens, each embedded as a learned vector; ``spec["vocabulary"]`` ids in all.
+
+    Args:
+        embedding_size: numbers of each token's vector.
+        embedding_dropout: probability that a number of an embedded token is dropped.
+        token_dropout: probability that a word becomes the unknown token in training, so that a text is also read
+            without it; padding, begin and end stay.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    return Tokens(spec["vocabulary"], embedding_size=embedding_size, embedding_dropout=embedding_dropout,
+                  token_dropout=token_dropout)

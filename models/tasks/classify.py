@@ -1,0 +1,128 @@
+"""Classify: a sequence to its class, or to all classes that apply. Shapes: B rows, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.batch import Batch
+from models.classification import ChoiceTask, ClassWeights, balanced, decisions, scores_of_several
+from models.families import check_choice
+from models.options import check_share
+from models.pooling import Kind, PooledHead
+from models.sequence import Artifact, SequenceModel, Sums, Task, full, mean
+
+
+class Classify(ChoiceTask):
+    """Pooling over the steps, then a linear layer; a choice for each row. See ``ChoiceTask``."""
+
+    def __init__(self, spec: Mapping[str, Any], head: PooledHead, *, class_weights: ClassWeights,
+                 label_smoothing: float) -> None:
+        super().__init__(spec, class_weights=class_weights, label_smoothing=label_smoothing)
+        check_share("task.label_smoothing", label_smoothing)
+        self.head = head
+
+    def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """(B, K) in at least float32, before the softmax."""
+        encoded = model.encode(batch)
+        return full(self.head(encoded.y, encoded.lengths))
+
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B,) twice."""
+        return batch.targets["label"], batch.weights
+
+    def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
+        """probability (B, K)."""
+        return {"probability": self.outputs(model, batch).softmax(-1)}
+
+
+class ClassifySeveral(Task):
+    """The same where any number of classes is right: yes or no to each; binary cross entropy averaged over classes.
+
+    Metrics: ``accuracy``, the share of (row, class) decisions that are right; ``macro_f1``; ``loss``.
+    """
+
+    primary = "accuracy"
+    maximise = True
+
+    def __init__(self, spec: Mapping[str, Any], head: PooledHead, *, class_weights: ClassWeights) -> None:
+        super().__init__()
+        check_choice("class_weights", class_weights, get_args(ClassWeights), "task")
+        self.head, self.counts, self.rows = head, spec["counts"], spec["rows"]
+        weights = torch.ones(spec["classes"], dtype=torch.float64)
+        if class_weights == "balanced" and self.counts is not None:
+            weights = balanced(self.counts, [self.rows - count for count in self.counts])
+        self.positive_weights: Tensor
+        self.register_buffer("positive_weights", weights, persistent=False)             # (K,)
+
+    def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """(B, K) in at least float32, before the sigmoid."""
+        encoded = model.encode(batch)
+        return full(self.head(encoded.y, encoded.lengths))
+
+    def weight(self, batch: Batch) -> Tensor:
+        return batch.weights.sum()
+
+    def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum over rows of weight x mean binary cross entropy of its classes, sum of weights)."""
+        return self._loss(self.outputs(model, batch), batch), self.weight(batch)
+
+    def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
+        out = self.outputs(model, batch)
+        return {"loss": mean(self._loss(out, batch), self.weight(batch)), **self._counted(out > 0, batch)}
+
+    def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        others = {k: v for k, v in sums.items() if k != "decisions"}
+        return super().result(others) | scores_of_several(sums["decisions"])
+
+    def artifacts(self, sums: Mapping[str, Tensor]) -> list[Artifact]:
+        """decisions: for each class, how many were right and wrong, by kind; (K,) each."""
+        kinds = ("true_positive", "false_positive", "false_negative", "true_negative")
+        return [Artifact("decisions", dict(zip(kinds, sums["decisions"].long().T.tolist(), strict=True)))]
+
+    def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
+        """probability (B, K), of each class by itself."""
+        return {"probability": self.outputs(model, batch).sigmoid()}
+
+    def baselines(self, batch: Batch) -> dict[str, Sums]:
+        """majority: for every row, the classes that more than half of the training rows have."""
+        if self.counts is None:
+            return {}
+        often = torch.tensor([2 * count > self.rows for count in self.counts], device=batch.weights.device)
+        return {"majority": self._counted(often.expand(len(batch.weights), -1), batch)}
+
+    def _loss(self, out: Tensor, batch: Batch) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(out, batch.targets["labels"].to(out.dtype), reduction="none",
+                                                  pos_weight=self.positive_weights.to(out.dtype))
+        return (each.mean(1) * batch.weights).sum()
+
+    def _counted(self, chosen: Tensor, batch: Batch) -> Sums:
+        return {"decisions": decisions(batch.targets["labels"] > 0.5, chosen, batch.weights)}
+
+
+def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind = "mean", dropout: float = 0.0,
+          class_weights: ClassWeights = "none", label_smoothing: float = 0.0) -> Task:
+    """Tell the class of a whole sequence, or all classes that apply where the dataset has several for a row.
+
+    Args:
+        pooling: what the head reads of the steps: mean, max, last, or attention (a learned weighted average).
+        dropout: probability that an input of the head is dropped.
+        class_weights: none, or balanced: rare classes weigh more, as if all were equally frequent; with several
+            classes a row, each class's positives together weigh as much as its negatives.
+        label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016); for one
+            class a row only.
+
+    Raises:
+        ValueError: an option is out of its range, or does not fit the data.
+    """
+    head = PooledHead(encoder["size"], spec["classes"], pooling=pooling, dropout=dropout)
+    if not spec["several"]:
+        return Classify(spec, head, class_weights=class_weights, label_smoothing=label_smoothing)
+    if label_smoothing:
+        raise ValueError(f"task.label_smoothing={label_smoothing} spreads one right class over all, but these rows may "
+                         "have several; use 0")
+    return ClassifySeveral(spec, head, class_weights=class_weights)
