@@ -1,6 +1,8 @@
 """Rows/s of one worker, data cached, against a bare torch loop with the same model and data in memory, turn by turn.
 
-python -m benchmarks.train_loop [rounds]      (needs RONDO_DATA with etth1; from the project's root)
+python -m benchmarks.train_loop [rounds] [etth1 | sst2]      (needs RONDO_DATA; from the project's root)
+
+For etth1 the bare loop cuts its windows itself; for sst2 it goes over the same batches, made before.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import torch
 
 from datasets.prepare import read_rows
 from models.batch import Batch
-from workflows import cluster
-from workflows.experiment import dataset_of, load
+from workflows import cluster, loop
+from workflows.experiment import dataset_of, load, task_of
 from workflows.settings import Workers
 from workflows.train import prepare, train
-from workflows.worker import make_model
+from workflows.worker import Data, make_model
 
 EPOCHS, FIRST = 8, 3          # the first are left out: beside them the tracker imports MLflow
 
@@ -28,7 +30,8 @@ EPOCHS, FIRST = 8, 3          # the first are left out: beside them the tracker 
 def bare_epochs(experiment, prepared, threads: int) -> list[float]:
     """Rows/s of each epoch of a plain loop over the same windows: index, forward, backward, clip, AdamW."""
     torch.set_num_threads(threads)
-    view = dataset_of(experiment).view(prepared, "train", experiment.task)
+    dataset = dataset_of(experiment)
+    view = dataset.view(prepared, "train", task_of(experiment, dataset))
     table = read_rows(prepared.storage, view.part.shards, [None] * len(view.part.shards))
     steps = torch.from_numpy(table["values"].combine_chunks().flatten().to_numpy().copy()).reshape(-1, view.channels)
     look, width = view.lookback, view.lookback + view.horizon
@@ -51,9 +54,34 @@ def bare_epochs(experiment, prepared, threads: int) -> list[float]:
     return speeds
 
 
-def main(rounds: int) -> None:
+def bare_text_epochs(experiment, prepared, threads: int) -> list[float]:
+    """Rows/s of each epoch of a plain loop over batches that are there already: forward, backward, clip, AdamW."""
+    torch.set_num_threads(threads)
+    data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
+    epochs = EPOCHS - FIRST + 1
+    steps = list(data.steps(data.ingest("train", training=True), epochs))
+    model, _ = make_model(experiment, prepared, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    speeds = []
+    for epoch in range(epochs):
+        own = [step for step in steps if step.epoch == epoch]
+        start = time.perf_counter()
+        for step in own:
+            total, weight = model(step.micro[0])
+            (total / weight).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), experiment.training.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+        speeds.append(sum(step.rows for step in own) / (time.perf_counter() - start))
+    return speeds
+
+
+BARE = {"etth1": bare_epochs, "sst2": bare_text_epochs}
+
+
+def main(rounds: int, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        experiment = load("workflows/experiments/etth1.yaml", [
+        experiment = load(f"workflows/experiments/{name}.yaml", [
             f"training.epochs={EPOCHS}", f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"])
         place = cluster.connect(Workers())
         prepared = prepare(experiment)
@@ -61,7 +89,7 @@ def main(rounds: int) -> None:
         for _ in range(rounds):
             ours = statistics.median(h["train/epoch_rows_per_second"]
                                      for h in train(experiment, progress=False)["history"][FIRST:])
-            bare = statistics.median(bare_epochs(experiment, prepared, place.cpus)[1:])
+            bare = statistics.median(BARE[name](experiment, prepared, place.cpus)[1:])
             ratios.append(ours / bare)
             print(f"Rondo {ours:,.0f} rows/s, bare loop {bare:,.0f} rows/s, ratio {ratios[-1]:.3f}", flush=True)
         cluster.disconnect(place)
@@ -69,4 +97,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2] if len(sys.argv) > 2 else "etth1")

@@ -33,8 +33,8 @@ class RawDataset(Protocol):
     frontend: ClassVar[str]               # of models/frontends/, that reads its rows
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The kinds of task that can be trained on it."""
+    def offers(self) -> tuple[str, ...]:
+        """What can be predicted: of ``series``, ``label``, ``labels``, ``step_labels``, ``numbers`` (models/tasks)."""
 
     def sources(self) -> list[Source]:
         """The raw files; their fingerprints are part of the prepared data's key."""
@@ -49,7 +49,10 @@ class RawDataset(Protocol):
         """The fitted state, as plain values, from the summaries that are not empty."""
 
     def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
-        """What a model must know of a row; before preparation (no state) as far as the options tell."""
+        """What a model must know of a row; before preparation (no state) as far as the options tell.
+
+        `task` has the task's ``kind`` and options, and ``target``: which of `offers` it reads.
+        """
 
     def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> View:
         """The rows of a split."""

@@ -6,8 +6,9 @@ The spectrogram is made by the model, on its device: what is stored does not dep
 from __future__ import annotations
 
 import io
-import json
 import posixpath
+import struct
+import urllib.parse
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,15 @@ from pyarrow import fs
 
 from datasets import files
 from datasets.files import Source
-from datasets.records import Bad, Options, Records, State
+from datasets.records import PARTS, Bad, Options, Records, State
 
 if TYPE_CHECKING:
     import ray.data
 
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
-TASK_SOUNDS = 128           # files decoded by one task
+TASK_SOUNDS = 128           # files decoded by one task, at most
+TASK_BYTES = 128 << 20      # of samples that one task may make of them
+LARGE = 4 << 20             # bytes of a file whose length is looked up before it is read
 SCALE = 32768               # of int16
 
 
@@ -50,6 +53,9 @@ def build(told: Options, *, audio: str = "path", rate: int = 16_000, max_seconds
         raise ValueError(f"dataset.rate={rate} is not between 1,000 and 192,000 samples a second")
     if not max_seconds > 0:
         raise ValueError(f"dataset.max_seconds={max_seconds} is too small; use more than 0, such as 30")
+    if not max_seconds * rate < 2 ** 31:
+        raise ValueError(f"dataset.max_seconds={max_seconds} is too large; at dataset.rate={rate} a sound may last up "
+                         f"to {2 ** 31 // rate:,} s: cut longer ones")
     return Audio(told=told, audio=audio, rate=rate, max_seconds=max_seconds)
 
 
@@ -67,7 +73,7 @@ class Audio(Records):
     def listed(self) -> list[tuple[Source, str]]:
         """As for all records; sound files may be empty, which is a matter of that record only."""
         paths = self.told.path if isinstance(self.told.path, dict) else {"train": self.told.path}
-        found = [(source, part) for part, path in paths.items() for source in _found(path)]
+        found = [(source, part) for part in PARTS if part in paths for source in _found(paths[part])]
         self.check_parts(found)
         return found
 
@@ -92,9 +98,11 @@ class Audio(Records):
                 bad.setdefault(i, (self.audio, reason))
             sounds.append(sound)
         lengths = np.array([len(sound) for sound in sounds], np.int32)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        flat = np.concatenate([np.zeros(0, np.int16), *sounds])
-        return {"length": pa.array(lengths), "samples": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))}, \
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        flat = pa.array(np.concatenate([np.zeros(0, np.int16), *sounds]))
+        none = pa.array(lengths == 0)
+        return {"length": pa.array(lengths, mask=lengths == 0),
+                "samples": pa.ListArray.from_arrays(offsets, flat, mask=none)}, \
             {"samples": int(lengths.sum()), "rows": int((lengths > 0).sum())}
 
     def input_state(self, sums: State) -> State:
@@ -107,8 +115,13 @@ class Audio(Records):
     def inputs(self, state: State) -> dict[str, int]:
         return {"samples": 0}
 
+    @property
+    def task_sounds(self) -> int:
+        """Sounds that are decoded at a time, so that the memory they take is bounded."""
+        return max(1, min(TASK_SOUNDS, int(TASK_BYTES / (2 * self.rate * self.max_seconds))))
+
     def spread(self, rows: ray.data.Dataset) -> ray.data.Dataset:
-        return rows.repartition(target_num_rows_per_block=TASK_SOUNDS)
+        return rows.repartition(target_num_rows_per_block=self.task_sounds)
 
     def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
         import ray.data
@@ -127,75 +140,240 @@ class Audio(Records):
             _sound_rows, batch_size=None, batch_format="pyarrow", num_cpus=files.TASK_CPUS)
 
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
-        for one in _found(source):
-            if files.suffix(one.uri) in SOUNDS:
-                yield _sounds([one.uri], self.audio)
-            else:
-                yield from files.read_blocks(one.uri, self.input_columns(), lenient=True)
+        found = _found(source)
+        sounds = [one.uri for one in found if files.suffix(one.uri) in SOUNDS]
+        for start in range(0, len(sounds), self.task_sounds):
+            yield _sounds(sounds[start:start + self.task_sounds], self.audio)
+        for one in found if not sounds else ():
+            for table in files.read_blocks(one.uri, self.input_columns(), lenient=True):
+                for start in range(0, len(table), self.task_sounds):
+                    yield table.slice(start, self.task_sounds)
 
     def _named(self, source: Source) -> list[Source]:
-        """One source that stands for all the sound files that a local manifest names."""
-        if "://" in source.uri or files.suffix(source.uri) in SOUNDS:
+        """One source that stands for all the sound files on this machine that a manifest names."""
+        if files.suffix(source.uri) in SOUNDS:
             return []
-        names = [name for table in files.read_blocks(source.uri, [self.audio], lenient=True)
-                 for name in table[self.audio].to_pylist() if isinstance(name, str)]
-        local = [path for name in names if "://" not in (path := _beside(name, source.uri))]
-        found = fs.LocalFileSystem().get_file_info(local)
-        told = json.dumps([[info.path, info.size, info.mtime_ns] for info in found]).encode()
-        return [Source(f"{source.uri} (the files it names)", sum(info.size or 0 for info in found), zlib.crc32(told))]
+        size, told = 0, 0
+        for table in files.read_blocks(source.uri, [self.audio], lenient=True):
+            names = [name.strip() for name in table[self.audio].to_pylist() if isinstance(name, str)]
+            local = [path for name in names if (path := _local(_beside(name, source.uri))) is not None]
+            for info in fs.LocalFileSystem().get_file_info(local):
+                size += info.size or 0
+                told = zlib.crc32(f"{info.path}\0{info.size}\0{info.mtime_ns}\0".encode(), told)
+        return [Source(f"{source.uri} (the files it names)", size, told)]
+
+
+# Decoding
+
+class _Unusable(Exception):
+    """Why a file is set aside."""
 
 
 def decode(uri: str, rate: int, max_seconds: float) -> tuple[NDArray[np.int16], str]:
-    """The sound of a file: (samples (T,) at `rate`, channels averaged, and "") or (none, why there are none)."""
-    nothing = np.zeros(0, np.int16)
-    try:
-        system, path = files.open_input(uri)
-        with system.open_input_stream(path) as stream:
-            data = stream.read()
-    except FileNotFoundError:
-        return nothing, f"there is no file {uri}"
-    except (OSError, ValueError) as error:
-        return nothing, f"{uri} cannot be read: {error}"
-    if not data:
-        return nothing, f"{uri} is empty (0 bytes)"
-    if data[:4] == b"RIFF" and 8 + int.from_bytes(data[4:8], "little") > len(data) and data[4:8] != b"\xff" * 4:
-        return nothing, f"{uri} is truncated: {len(data):,} bytes of {8 + int.from_bytes(data[4:8], 'little'):,}"
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            if sound.frames > max_seconds * sound.samplerate:
-                seconds = sound.frames / sound.samplerate
-                return nothing, f"{uri} lasts {seconds:,.1f} s, more than dataset.max_seconds={max_seconds:g}"
-            exact = sound.subtype == "PCM_16" and sound.channels == 1 and sound.samplerate == rate
-            samples = sound.read(dtype="int16" if exact else "float32")
-            frames, given = sound.frames, sound.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        return nothing, f"{uri} is no sound that can be decoded: {str(error).removeprefix('Error opening ')}"
-    if len(samples) < frames:
-        return nothing, f"{uri} is truncated: {len(samples):,} of {frames:,} samples can be decoded"
-    if not len(samples):
-        return nothing, f"{uri} has no samples"
-    if exact:
-        return samples, ""
-    if not np.isfinite(samples).all():
-        return nothing, f"{uri} has samples that are no finite numbers"
-    mono = samples.mean(1) if samples.ndim > 1 else samples
-    if given != rate:
-        mono = soxr.resample(mono, given, rate)
-    if not len(mono):
-        return nothing, f"{uri} is shorter than a sample at {rate:,} Hz"
-    return np.clip(np.rint(mono * SCALE), -SCALE, SCALE - 1).astype(np.int16), ""
+    """The sound of a file: (samples (T,) at `rate`, channels averaged, and "") or (none, why there are none).
 
+    A file that was cut is refused wherever its format lets one know: not where the header leaves the size open, nor
+    where an MP3 that does not count its frames was cut between two of them.
+    """
+    try:
+        samples, given = _read(uri, max_seconds)
+        return _at_rate(samples, given, rate), ""
+    except FileNotFoundError:
+        reason = f"there is no file {uri}"
+    except _Unusable as error:
+        reason = f"{uri} {error}"
+    except soundfile.LibsndfileError as error:
+        reason = f"{uri} is no sound that can be decoded: {error.error_string.removeprefix('Error : ')}"
+    except (OSError, ValueError) as error:
+        reason = f"{uri} cannot be read: {error}"
+    return np.zeros(0, np.int16), reason
+
+
+def _read(uri: str, max_seconds: float) -> tuple[NDArray[Any], int]:
+    """(samples (T, C): int16, or float32 of which 1 is the loudest; how many a second)."""
+    system, path = files.open_input(uri)
+    with system.open_input_file(path) as file:
+        if file.size() > LARGE:                          # most likely too long, which the header tells
+            with soundfile.SoundFile(file) as sound:
+                if sound.format != "MP3":                # which may hold only a guess of it, see _counted
+                    _check_seconds(sound.frames, sound.samplerate, max_seconds)
+            file.seek(0)
+        data = file.read()
+    if not data:
+        raise _Unusable("is empty (0 bytes)")
+    wav = _wav(data)
+    promised = wav.start + wav.size if wav else _promised(data)
+    if promised > len(data):
+        raise _Unusable(f"is truncated: {len(data):,} bytes of {promised:,}")
+    if data[:4] == b"OggS" and not _ogg_ends(data):
+        raise _Unusable("is truncated: the end of the Ogg stream is missing")
+    if wav and wav.plain:                                # much faster than libsndfile
+        frames = wav.size // (2 * wav.channels)
+        _check_seconds(frames, wav.rate, max_seconds)
+        return np.frombuffer(data, "<i2", frames * wav.channels, wav.start).reshape(frames, wav.channels), wav.rate
+    if wav and not any(data[wav.start - 4:wav.start]):   # libsndfile takes a size of 0 that was left open for none
+        data = data[:wav.start - 4] + b"\xff" * 4 + data[wav.start:]
+    with soundfile.SoundFile(io.BytesIO(_counted(data))) as sound:
+        _check_seconds(sound.frames, sound.samplerate, max_seconds)
+        samples, frames = sound.read(dtype="float32", always_2d=True), sound.frames
+        if len(samples) < frames:
+            raise _Unusable(f"is truncated: {len(samples):,} of {frames:,} samples can be decoded")
+        return samples, sound.samplerate
+
+
+def _at_rate(samples: NDArray[Any], given: int, rate: int) -> NDArray[np.int16]:
+    """(T, C) -> (T,) at `rate`."""
+    if not len(samples):
+        raise _Unusable("has no samples")
+    whole = samples.dtype == np.int16
+    if whole and samples.shape[1] == 1 and given == rate:
+        return samples[:, 0]
+    mono = samples.mean(1, dtype=np.float32) / np.float32(SCALE if whole else 1)
+    if not np.isfinite(mono).all():
+        raise _Unusable("has samples that are no finite numbers")
+    if given != rate:
+        mono = np.asarray(soxr.resample(mono, given, rate))
+    if not len(mono):
+        raise _Unusable(f"is shorter than a sample at {rate:,} Hz")
+    made: NDArray[np.int16] = np.clip(np.rint(mono * SCALE), -SCALE, SCALE - 1).astype(np.int16)
+    return made
+
+
+def _check_seconds(frames: int, rate: int, most: float) -> None:
+    if frames > 2 ** 62:
+        raise _Unusable("does not say how long it is, having been written as a stream; write it again to a file")
+    if frames > most * rate:
+        raise _Unusable(f"lasts {frames / rate:,.1f} s, more than dataset.max_seconds={most:g}")
+
+
+@dataclass(frozen=True)
+class _Wav:
+    """A RIFF WAV file's header: where its samples begin, how many bytes they are, and whether they are plain int16."""
+
+    start: int
+    size: int
+    channels: int
+    rate: int
+    plain: bool
+
+
+def _wav(data: bytes) -> _Wav | None:
+    """The header of a WAV file; None of others."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return None
+    at, told = 12, b""
+    while at + 8 <= len(data):
+        name, size, at = data[at:at + 4], int.from_bytes(data[at + 4:at + 8], "little"), at + 8
+        if name == b"fmt ":
+            told = data[at:at + size]
+        if name == b"data":
+            if _left_open(size) or size == int.from_bytes(data[4:8], "little") == 0:
+                size = len(data) - at
+            kind, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", told[:16].ljust(16, b"\0"))
+            kind = int.from_bytes(told[24:26], "little") if kind == 0xFFFE else kind
+            plain = kind == 1 and bits == 16 and channels > 0 and frame == 2 * channels and rate > 0
+            return _Wav(at, size, channels, rate, plain)
+        at += size + size % 2
+    return None
+
+
+def _left_open(size: int) -> bool:
+    """Whether a size of 32 bits is what programs write that do not know it yet (FFmpeg, SoX, arecord)."""
+    return size >= 0xFFFFFF00 or 0x7FFFE000 <= size <= 0x80000100
+
+
+def _promised(data: bytes) -> int:
+    """The bytes that a file should have by its header; 0 where that does not tell."""
+    # beginning -> order of bytes, where the size stands, its type, and how many bytes it leaves out
+    order, at, width, more = {
+        b"RIFF": ("<", 4, "I", 8), b"RIFX": (">", 4, "I", 8), b"FORM": (">", 4, "I", 8), b"RF64": ("<", 20, "Q", 8),
+        b"riff": ("<", 16, "Q", 0), b".snd": (">", 8, "I", int.from_bytes(data[4:8], "big")),
+    }.get(data[:4], ("", 0, "", 0))
+    if not order or len(data) < at + 8:
+        return 0
+    [size] = struct.unpack_from(order + width, data, at)
+    return 0 if width == "I" and _left_open(size) else int(size) + more
+
+
+def _ogg_ends(data: bytes) -> bool:
+    """Whether the last page is whole, and the last of its stream (RFC 3533)."""
+    last = data.rfind(b"OggS\0")
+    segments = data[last + 27:last + 27 + data[last + 26]] if last + 27 <= len(data) else b""
+    return bool(segments) and bool(data[last + 5] & 4) and last + 27 + len(segments) + sum(segments) <= len(data)
+
+
+# Of MP3: (MPEG-1 or not) -> kbit/s by index, and Hz by version and index (ISO 11172-3, 13818-3, and MPEG 2.5)
+KBITS = {True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+         False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}
+
+
+def _frame(data: bytes, at: int) -> int:
+    """Bytes of the MP3 frame (layer III) that begins here; 0 where none does."""
+    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
+        return 0
+    version, bits, rate, padded = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3, data[at + 2] >> 1 & 1
+    if version == 1 or bits in (0, 15) or rate == 3:
+        return 0
+    first = version == 3
+    return (144 if first else 72) * KBITS[first][bits] * 1000 // HERTZ[version][rate] + padded
+
+
+def _counted(data: bytes) -> bytes:
+    """An MP3 that does not count its frames with a frame before them that does; other data as it is.
+
+    libsndfile guesses the length by the first frame, and reads no further even where the others are smaller.
+    """
+    start = 0
+    if data[:3] == b"ID3" and len(data) > 10:
+        start = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(data[6:10]))
+    size = _frame(data, start)
+    if not size or any(name in data[start:start + size] for name in (b"Xing", b"Info", b"VBRI")):
+        return data
+    at, count, last = start, 0, 0
+    while last := _frame(data, at):
+        at, count = at + last, count + 1
+    if at > len(data):
+        raise _Unusable("is truncated: its last MP3 frame is not whole")
+    stereo, first = data[start + 3] >> 6 != 3, data[start + 1] >> 3 & 3 == 3
+    head = bytes([0xFF, data[start + 1] | 1, *data[start + 2:start + 4]])           # without a checksum
+    blank = bytes((32 if first else 17) if stereo else (17 if first else 9))        # where the side information stands
+    told = head + blank + b"Xing" + struct.pack(">II", 1, count)
+    return data[:start] + told.ljust(size, b"\0") + data[start:]
+
+
+# Names
 
 def _found(path: str) -> list[Source]:
     """Manifests, or sound files where there is no manifest."""
     found = files.resolve(path, suffixes=(*files.TABLES, *SOUNDS), empty=True)
+    for source in found:
+        if not _split_options(source.uri)[0].lower().endswith((*files.TABLES, *SOUNDS)):
+            raise ValueError(f"{source.uri}: the ending is none of {', '.join(files.TABLES)} (a manifest) or "
+                             f"{', '.join(SOUNDS)} (a sound); rename the file, or name it in a manifest")
     tables = [source for source in found if files.suffix(source.uri) not in SOUNDS]
     return tables or found
 
 
+def _split_options(uri: str) -> tuple[str, str]:
+    """A URI's path and its options ("?region=..."), which may have slashes; of a local path all is the path."""
+    options = files.OPTIONS.search(uri) if "://" in uri else None
+    after = options.group() if options else ""
+    return uri.removesuffix(after), after
+
+
 def _beside(name: str, manifest: str) -> str:
     """What a manifest's name of a file means."""
-    return name if "://" in name or posixpath.isabs(name) else posixpath.join(posixpath.dirname(manifest), name)
+    if "://" in name or posixpath.isabs(name):
+        return name
+    path, options = _split_options(manifest)
+    return posixpath.join(posixpath.dirname(path), name) + options
+
+
+def _local(uri: str) -> str | None:
+    """The path of a file on this machine; None of others."""
+    scheme, mark, rest = uri.partition("://")
+    return uri if not mark else urllib.parse.unquote(rest) if scheme == "file" else None
 
 
 @files.in_task
@@ -206,6 +384,6 @@ def _sound_rows(batch: pa.Table) -> Iterator[pa.Table]:
 
 def _sounds(uris: list[str], column: str) -> pa.Table:
     """A record for each sound file."""
-    return pa.table({column: uris, "folder": [posixpath.basename(posixpath.dirname(uri)) for uri in uris],
-                     "__file": uris, "__row": pa.array([1] * len(uris), pa.int64()),
+    folders = [posixpath.basename(posixpath.dirname(_split_options(uri)[0])) for uri in uris]
+    return pa.table({column: uris, "folder": folders, "__file": uris, "__row": pa.array([1] * len(uris), pa.int64()),
                      "__bad": pa.nulls(len(uris), files.BAD)})

@@ -43,6 +43,8 @@ TASK_CPUS = 0.5             # of a task that reads; a step after it with the sam
 BLOCK_BYTES = 4 << 20       # of CSV text parsed at a time
 BLOCK_ROWS = 65_536         # of Parquet decoded at a time, at most
 BLOCK_MEMORY = 32 << 20     # of Parquet decoded at a time, about
+SURROGATE = re.compile("[\ud800-\udfff]")    # in a str: no character
+LARGEST = 2.0 ** 1023       # of whole numbers in JSON, as a float
 LINE_ROWS = 4096            # lines of text or JSON parsed at a time
 BAD = pa.struct([("field", pa.string()), ("reason", pa.string())])      # of column `__bad`
 
@@ -154,7 +156,7 @@ def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False) -
                 row, told = min(bad.items())
                 raise ValueError(f"{uri}, row {places[row]}: {_said(told)}; correct or remove it")
             yield table
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{uri} cannot be read: {reason}; repair or remove the file") from error
 
@@ -354,15 +356,21 @@ def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Block
     system, path = open_input(uri)
     with pq.ParquetFile(system.open_input_file(path)) as file:
         wanted = _checked(uri, file.schema_arrow.names, columns)
-        told = file.metadata
-        memory = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
-        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * told.num_rows // max(1, memory)))
+        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file.metadata, wanted))))
         row = 0
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             bad: Bad = {}
             table = _decoded(pa.Table.from_batches([batch]).select(wanted), bad)
             yield _numbers(row, len(batch)), table, bad
             row += len(batch)
+
+
+def _memory(told: pq.FileMetaData, wanted: Collection[str]) -> int:
+    """Bytes of these columns, decompressed."""
+    chunks = [group.column(i) for number in range(told.num_row_groups) for group in [told.row_group(number)]
+              for i in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks
+               if chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted)
 
 
 def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
@@ -372,23 +380,19 @@ def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
         names = _header(uri, stream, delimiter)
     wanted = _checked(uri, names, columns)
     broken: dict[int, str] = {}                         # number of a row that has no place in the columns -> why
+    long: set[int] = set()                              # of them, those that go over several lines
 
     def note(row: pa_csv.InvalidRow) -> str:
         values = f"{row.actual_columns} value{'s' * (row.actual_columns != 1)}"
         broken[row.number - 2] = f"{values} where the header names {row.expected_columns}"
+        if lines := row.text.count("\n"):
+            broken[row.number - 2] += f", over {lines + 1} lines: is there a quote (\") that is never closed?"
+            long.add(row.number - 2)
         return "skip"
 
     with system.open_input_stream(path, compression="detect") as stream:
-        reader = pa_csv.open_csv(
-            stream,
-            read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            # Blank lines are read, as rows of empty strings, to keep the count of lines. Where there are several
-            # columns they are left out below; in a single column they are missing values.
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False,
-                                              invalid_row_handler=note),
-            convert_options=pa_csv.ConvertOptions(column_types={name: pa.binary() for name in names}))
         row, suspect = 0, None
-        for batch in reader:
+        for batch in _csv_batches(uri, stream, names, delimiter, note):
             bad: Bad = {}
             numbers = _numbers_without(row, len(batch), broken)
             table = _decoded(pa.Table.from_batches([batch]), bad)
@@ -401,18 +405,38 @@ def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
             if len(table):
                 last = table.slice(len(table) - 1).to_pylist()[0]
                 suspect = int(numbers[-1].as_py()) + 2 if any("\n" in (x or "") for x in last.values()) else None
-            yield numbers, table.select(wanted), bad
+            yield numbers, table.select(wanted), {i: why for i, why in bad.items() if why["field"] in wanted}
+    if broken and max(broken) >= row:                   # the file's last row
+        suspect = max(broken) + 2 if max(broken) in long else None
     if suspect is not None:
         _check_quotes(uri, suspect)
-    if broken:
-        empty = pa.schema([(name, pa.string()) for name in wanted]).empty_table()
-        nulls = pa.table([pa.nulls(len(broken), pa.string())] * len(wanted), names=wanted) if wanted else empty
+    if broken and wanted:
+        nulls = pa.table([pa.nulls(len(broken), pa.string())] * len(wanted), names=wanted)
         yield (pa.array(sorted(broken), pa.int64()), nulls,
                {i: {"field": "", "reason": broken[k]} for i, k in enumerate(sorted(broken))})
 
 
+def _csv_batches(uri: str, stream: pa.NativeFile, names: list[str], delimiter: str,
+                 note: Callable[[pa_csv.InvalidRow], str]) -> Iterator[pa.RecordBatch]:
+    """The rows that fit the header, in blocks, all values as bytes; `note` is told of the others beforehand."""
+    try:
+        yield from pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            # Blank lines are read, as rows of empty strings, to keep the count of lines. Where there are several
+            # columns they are left out later; in a single column they are missing values.
+            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False,
+                                              invalid_row_handler=note),
+            convert_options=pa_csv.ConvertOptions(column_types={name: pa.binary() for name in names}))
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        raise ValueError(f"{uri}: no end of a row is found in {BLOCK_BYTES:,} bytes; look for a quote (\") that is "
+                         f"never closed, or convert the file to Parquet") from None
+
+
 def _json_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
-    wanted = columns
+    wanted: list[str] | None = None                     # once rows have told that the file has the columns
     for numbers, lines in _lines(uri):
         rows, bad = list[dict[str, Any]](), Bad()
         for place, line in enumerate(lines):
@@ -420,11 +444,12 @@ def _json_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
             rows.append(row)
             if reason:
                 bad[place] = {"field": "", "reason": reason}
-        if wanted is None or columns is not None:
-            told = next((row for i, row in enumerate(rows) if i not in bad), None)
-            if told is not None:
-                wanted, columns = _checked(uri, list(told), wanted), None
-        names = wanted or []
+        told = [row for place, row in enumerate(rows) if place not in bad]
+        if told and wanted is None:                     # a key that only some rows lack is those rows' fault
+            wanted = _checked(uri, list(dict.fromkeys(key for row in told for key in row)), columns)
+        names = wanted or columns
+        if names is None:
+            raise ValueError(f"{uri}, row {numbers[0] + 1}: {bad[0]['reason']}; give one JSON object a line")
         for place, row in enumerate(rows):
             absent = [name for name in names if name not in row]
             if absent and place not in bad:
@@ -436,37 +461,62 @@ def _json_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
 def _json_row(line: bytes) -> tuple[dict[str, Any], str]:
     """(the object of a line, "") or ({}, what is wrong with it)."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip().decode())
     except UnicodeDecodeError:
         return {}, "not UTF-8"
+    except json.JSONDecodeError as error:
+        return {}, f"not JSON: {error.msg} (character {error.pos + 1})"
     except (ValueError, RecursionError) as error:
         return {}, f"not JSON: {error}"
     return (row, "") if isinstance(row, dict) else ({}, f"a JSON object was expected, not {type(row).__name__}")
 
 
 def _column(name: str, values: list[Any], bad: Bad) -> pa.Array:
-    """The values as Arrow; one of another type than most is null, and bad."""
+    """The values as Arrow; one of another kind than most is null, and bad."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         pass
-    kinds = ["number" if type(value) in (int, float) else type(value).__name__ for value in values]
-    usual = Counter(kind for kind in kinds if kind != "NoneType").most_common(1)[0][0]
+    kinds = [_kind(value) for value in values]
+    counts = Counter(kind for kind in kinds if kind[:1] != "!")
+    fits = {kind: sum(count for other, count in counts.items() if kind.startswith(other)) for kind in counts}
+    usual = max(fits, key=lambda kind: (fits[kind], kind), default="")
     for place, kind in enumerate(kinds):
-        if kind not in ("NoneType", usual):
-            bad.setdefault(place, {"field": name, "reason": f"{kind} where other rows have {usual}"})
+        if not usual.startswith(kind):
+            reason = kind[1:] if kind[0] == "!" else f"{kind.strip()} where other rows have {usual}"
+            bad.setdefault(place, {"field": name, "reason": reason})
             values[place] = None
     try:
-        return pa.array([float(v) if usual == "number" and v is not None else v for v in values])
-    except (pa.ArrowException, OverflowError):                         # lists of different things
-        usable = None
-        for place, value in enumerate(values):
-            try:
-                usable = pa.array([value], usable.type if usable is not None and value is not None else None)
-            except (pa.ArrowException, OverflowError) as error:
-                bad.setdefault(place, {"field": name, "reason": str(error)})
-                values[place] = None
         return pa.array(values)
+    except (pa.ArrowException, OverflowError):          # whole numbers among others, or larger than int64
+        return pa.array([_floats(value) for value in values])
+
+
+def _kind(value: Any) -> str:
+    """What a value of JSON is; of a value that fits this kind too, but says less, the beginning: "list of ".
+
+    What cannot be stored is "!" and the reason.
+    """
+    if isinstance(value, str):
+        return "text" if value.isascii() or not SURROGATE.search(value) else "!half a character (a lone surrogate)"
+    if isinstance(value, list):
+        kinds = {_kind(item) for item in value}
+        inner = max(kinds, key=len, default="")
+        wrong = next((kind for kind in kinds if kind[:1] == "!"), "")
+        mixed = not all(inner.startswith(kind) for kind in kinds)
+        return wrong or ("!a list of different things" if mixed else f"list of {inner}")
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "number" if isinstance(value, float) or abs(value) < LARGEST else "!a number that is too large"
+    return "" if value is None else "!an object"
+
+
+def _floats(value: Any) -> Any:
+    """The same with all numbers as floats."""
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    return float(value) if type(value) is int else value
 
 
 def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
@@ -497,27 +547,44 @@ def _lines(uri: str) -> Iterator[tuple[list[int], list[bytes]]]:
 
 
 def _decoded(table: pa.Table, bad: Bad) -> pa.Table:
-    """The table with its text columns known to be UTF-8; where one is not, it is null, and the row is bad."""
+    """The table with its text known to be UTF-8 and stored plainly; where it is not UTF-8, it is null: a bad row."""
     for place, field in enumerate(table.schema):
-        if field.type not in (pa.binary(), pa.string(), pa.large_string()):
-            continue
-        column = table.column(place)
-        raw = column if field.type == pa.binary() else column.cast(
-            pa.large_binary() if field.type == pa.large_string() else pa.binary())
-        try:
-            text = raw.cast(pa.large_string() if raw.type == pa.large_binary() else pa.string())
-        except pa.ArrowInvalid:
-            values = [_text(value) for value in raw.to_pylist()]
-            for row, (value, given) in enumerate(zip(values, raw.to_pylist(), strict=True)):
-                if value is None and given is not None:
-                    bad.setdefault(row, {"field": field.name, "reason": "not UTF-8"})
-            text = pa.chunked_array([pa.array(values, pa.string())])
-        table = table.set_column(place, field.name, text)
+        column, kind = table.column(place), field.type
+        if pa.types.is_dictionary(kind) or kind == pa.string_view():
+            kind = kind.value_type if pa.types.is_dictionary(kind) else pa.string()
+            column = column.cast(kind)
+        item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        if item in (pa.binary(), pa.string(), pa.large_string()):
+            column = _utf8(column, field.name, bad)
+        if column is not table.column(place):
+            table = table.set_column(place, field.name, column)
     return table
 
 
-def _text(value: bytes | None) -> str | None:
+def _utf8(column: pa.ChunkedArray, name: str, bad: Bad) -> pa.ChunkedArray:
+    """A column of text, or of bytes or lists of text that become that."""
+    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if column.type != pa.binary():
+        with contextlib.suppress(pa.ArrowInvalid):
+            column.validate(full=True)
+            return column
+        column = column.cast(pa.list_(pa.binary()) if listed else pa.large_binary())
+    if not listed:
+        with contextlib.suppress(pa.ArrowInvalid):
+            return column.cast(pa.string() if column.type == pa.binary() else pa.large_string())
+    given = column.to_pylist()
+    values = [_text(value) for value in given]
+    for row, value in enumerate(values):
+        if value is None and given[row] is not None:
+            bad.setdefault(row, {"field": name, "reason": "not UTF-8"})
+    return pa.chunked_array([pa.array(values, pa.list_(pa.string()) if listed else pa.string())])
+
+
+def _text(value: Any) -> Any:
+    """The text of bytes, or of a list of them; None where some are not UTF-8."""
     try:
+        if isinstance(value, list):
+            return [None if item is None else item.decode() for item in value]
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
@@ -536,8 +603,11 @@ def _check_quotes(uri: str, row: int) -> None:
 
 
 def _header(uri: str, stream: pa.NativeFile, delimiter: str) -> list[str]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")   # reads on beyond
     names = next(csv.reader(text, delimiter=delimiter), [])
+    for name in names:
+        if SURROGATE.search(name):
+            raise ValueError(f"{uri}, line 1: the name of a column is not UTF-8 ({name!a}); convert the file")
     if not any(names):
         raise ValueError(f"{uri}, line 1: blank, but names of columns were expected; write them there")
     return names

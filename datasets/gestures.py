@@ -62,9 +62,11 @@ class Gestures(Made, Sequences):
 def _gesture(rng: np.random.Generator, name: str, noise: float) -> NDArray[np.float64]:
     """(T, 3): two channels of the movement, and one of its speed up and down."""
     frames = int(rng.integers(30, 91))
-    turn = 2 * np.pi * (rng.uniform(1, 3) * np.arange(frames) / frames + rng.random())
+    turned = 2 * np.pi * rng.uniform(1, 3) * np.arange(frames) / frames
+    # Starts of their own: else the third channel would tell at which turn the others are, and so which way they go.
+    turn, swing = turned + 2 * np.pi * rng.random(), turned / 2 + 2 * np.pi * rng.random()
     across, along = {"circle": (np.cos(turn), np.sin(turn)), "circle back": (np.cos(turn), -np.sin(turn)),
                      "eight": (np.cos(turn), np.sin(2 * turn)), "shake": (np.cos(3 * turn), np.cos(3 * turn)),
                      "wave": (np.cos(turn), np.cos(turn))}[name]
-    movement = rng.uniform(0.6, 1.4) * np.stack([across, along, 0.3 * np.sin(turn / 2)], 1)
+    movement = rng.uniform(0.6, 1.4) * np.stack([across, along, 0.3 * np.sin(swing)], 1)
     return movement + noise * rng.normal(size=movement.shape)

@@ -155,7 +155,8 @@ def _encode(dataset: RawDataset, target: Storage, token: str, shard_bytes: int, 
     """Write everything but the manifest, which is returned."""
     written = {name: _write_part(rows, target, f"{name}-{token}", shard_bytes)
                for name, rows in dataset.encode().items()}
-    bad = [record for part in written.values() for record in part.quarantined]
+    bad = sorted((record for part in written.values() for record in part.quarantined),
+                 key=lambda record: (record["uri"], record["row"]))
     kept = sum(shard["rows"] for part in written.values() for shard in part.shards)
     Quarantine(len(bad), kept, bad[:10], "").check(limit)
     for name, part in written.items():

@@ -58,7 +58,7 @@ class RandomSequences:
     longest: int
     seed: int
     kind: ClassVar[str] = "random_sequences"
-    tasks: ClassVar[tuple[str, ...]] = ("regress",)
+    offers: ClassVar[tuple[str, ...]] = ("numbers",)
     frontend: ClassVar[str] = "frames"
 
     def sources(self) -> list[Source]:

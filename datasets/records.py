@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -59,41 +60,53 @@ class Options:
     """
 
     path: str | dict[str, str]
-    split: dict[str, float] = field(default_factory=dict)
+    split: dict[str, float] | None = None
     split_column: str | None = None
-    split_values: dict[str, list[str]] = field(default_factory=dict)
+    split_values: dict[str, list[str]] | None = None
     label: str | None = None
     labels: str | None = None
     step_labels: str | None = None
-    numbers: list[str] = field(default_factory=list)
+    numbers: list[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "split", dict(self.split or {}))
-        object.__setattr__(self, "split_values", dict(self.split_values or {}))
-        object.__setattr__(self, "numbers", list(self.numbers or []))
         _check_parts("path", self.path if isinstance(self.path, dict) else {})
-        _check_parts("split", self.split)
-        _check_parts("split_values", self.split_values)
+        _check_parts("split", self.shares)
+        _check_parts("split_values", self.values)
         self._check_split()
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """`split`, or none of it."""
+        return self.split or {}
+
+    @property
+    def values(self) -> dict[str, list[str]]:
+        """`split_values`, or none of them."""
+        return self.split_values or {}
+
+    @property
+    def number_columns(self) -> list[str]:
+        """`numbers`, or none of them."""
+        return self.numbers or []
+
     def _check_split(self) -> None:
-        for part, share in self.split.items():
+        for part, share in self.shares.items():
             if part == "train" or not 0 < share < 1:
                 raise ValueError(f"dataset.split={self.split}: give validation and test a share of the training rows "
                                  "between 0 and 1; what is left is for training")
-        if sum(self.split.values()) >= 1:
+        if sum(self.shares.values()) >= 1:
             raise ValueError(f"dataset.split={self.split} leaves nothing for training; use smaller shares")
-        if self.split_values and self.split_column is None:
+        if self.values and self.split_column is None:
             raise ValueError("dataset.split_values says what the values of dataset.split_column mean; name that column")
         if self.split_column is not None and isinstance(self.path, dict):
             raise ValueError(f"dataset.split_column={self.split_column!r} and a path for each split contradict each "
                              "other; leave one of them out")
-        given = [*self.split, *(self.path if isinstance(self.path, dict) else ())]
+        given = [*self.shares, *(self.path if isinstance(self.path, dict) else ())]
         for part in PARTS[1:]:
-            if given.count(part) > 1 or (part in self.split and part in self.split_values):
+            if given.count(part) > 1 or (part in self.shares and part in self.values):
                 raise ValueError(f"dataset.split gives {part} a share, and rows of its own are named too; "
                                  "leave one of them out")
-        values = [value for listed in self.split_values.values() for value in listed]
+        values = [value for listed in self.values.values() for value in listed]
         for value in values:
             if values.count(value) > 1:
                 raise ValueError(f"dataset.split_values has {value!r} twice; a row can be in one split only")
@@ -101,14 +114,13 @@ class Options:
     @property
     def columns(self) -> list[str]:
         """The columns of what is told, and of the split."""
-        named = [self.split_column, self.label, self.labels, self.step_labels, *self.numbers]
+        named = [self.split_column, self.label, self.labels, self.step_labels, *self.number_columns]
         return [name for name in named if name is not None]
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The kinds of task that can be trained on what is told."""
-        found = {"classify": self.label or self.labels, "label": self.step_labels, "regress": self.numbers}
-        return tuple(kind for kind, told in found.items() if told)
+    def offers(self) -> tuple[str, ...]:
+        """What is told: those of label, labels, step_labels and numbers that are given."""
+        return tuple(name for name in ("label", "labels", "step_labels", "numbers") if getattr(self, name))
 
 
 def _check_parts(key: str, given: Mapping[str, Any]) -> None:
@@ -129,6 +141,7 @@ class Records:
     told: Options
     fitted: State | None = field(default=None, init=False)
     reused: bool = field(default=False, init=False)
+    unsaid: int = field(default=0, init=False)      # the split in which rows count that do not say theirs
     kind: ClassVar[str]
     frontend: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = files.TABLES
@@ -183,8 +196,8 @@ class Records:
     # RawDataset
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.told.tasks
+    def offers(self) -> tuple[str, ...]:
+        return self.told.offers
 
     def listed(self) -> list[tuple[Source, str]]:
         """The raw files in order, each with its split ("train" where the rows say)."""
@@ -207,7 +220,7 @@ class Records:
 
     def options(self) -> dict[str, Any]:
         own = {item.name: getattr(self, item.name) for item in fields(self)
-               if item.name not in ("told", "fitted", "reused")}
+               if item.name not in ("told", "fitted", "reused", "unsaid")}
         told = {k: v for k, v in asdict(self.told).items() if k != "path"}
         fitted = sha256(json.dumps(self.fitted, sort_keys=True).encode()) if self.reused else None
         return {**own, **told, "parts": [part for _, part in self.listed()], "fitted": fitted}
@@ -223,10 +236,11 @@ class Records:
             ValueError: for what is wrong with the whole; a single bad record is quarantined.
         """
         listed = self.listed()
-        if not self.reused:
-            with files.user_errors():
+        with files.user_errors():
+            if not self.reused:
                 self.fitted = self._fit(listed)
-        return {part: self._encoded(listed, part) for part in self._parts(listed)}
+            parts = self._parts(listed)
+        return {part: self._encoded(listed, part) for part in parts}
 
     def state(self, summaries: Sequence[State]) -> State:
         """{"fitted": of the training rows: count, classes, moments of numbers, the input's own; and input_state's}."""
@@ -238,39 +252,29 @@ class Records:
     def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
         fitted = None if state is None else state["fitted"]
         told: dict[str, Any] = {"frontend": self.frontend, **self.input_spec(fitted)}
-        column = self.told.step_labels if task["kind"] == "label" else self.told.label or self.told.labels
-        if column is not None and task["kind"] in ("classify", "label"):
-            classes = fitted["classes"][column] if fitted else None
-            told |= {"classes": len(classes) if classes else 2, "counts": fitted and fitted["counts"][column],
-                     "rows": fitted and fitted["rows"],
-                     "several": task["kind"] == "classify" and self.told.labels is not None}
-        if task["kind"] == "regress":
-            told |= {"targets": len(self.told.numbers), "mean": fitted and fitted["numbers"]["mean"],
-                     "std": fitted and fitted["numbers"]["std"]}
-        return told
+        target = task["target"]
+        if target == "numbers":
+            return {**told, "targets": len(self.told.number_columns), "mean": fitted and fitted["numbers"]["mean"],
+                    "std": fitted and fitted["numbers"]["std"]}
+        column = getattr(self.told, target)
+        return {**told, "classes": len(fitted["classes"][column]) if fitted else 2, "rows": fitted and fitted["rows"],
+                "counts": fitted and fitted["counts"][column], "several": target == "labels"}
 
-    def classes(self, state: Mapping[str, Any], task: str) -> list[str]:
-        """Names of the classes, in the order of their numbers."""
-        column = self.told.step_labels if task == "label" else self.told.label or self.told.labels
-        names: list[str] = state["fitted"]["classes"][column]
+    def names(self, state: Mapping[str, Any], target: str) -> list[str]:
+        """What the numbers of a target stand for: classes in the order of their numbers, or columns of numbers."""
+        if target == "numbers":
+            return self.told.number_columns
+        names: list[str] = state["fitted"]["classes"][getattr(self.told, target)]
         return names
 
     def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
         if split not in prepared.parts:
             raise ValueError(f"the prepared data has no {split} split, only {', '.join(prepared.parts)}; give it a "
                              f"file (dataset.path), or a share of the training rows (dataset.split={{{split}: 0.1}})")
-        return RowView(prepared.parts[split], self.inputs(prepared.state["fitted"]),
-                       self.stored_targets(prepared.state, task))
-
-    def stored_targets(self, state: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, str | int]:
-        """The stored columns that a task reads, as RowView has them."""
-        if task["kind"] == "label":
-            return {"step_labels": "step"}
-        if task["kind"] == "regress":
-            return {"numbers": "row"}
-        if self.told.labels is not None:
-            return {"labels": len(state["fitted"]["classes"][self.told.labels])}
-        return {"label": "row"}
+        kinds: dict[str, str | int] = {"label": "row", "step_labels": "step", "numbers": "row"}
+        target = task["target"]
+        kind = kinds.get(target, len(self.names(prepared.state, target)))
+        return RowView(prepared.parts[split], self.inputs(prepared.state["fitted"]), {target: kind})
 
     def encode_request(self, source: str, state: State) -> Iterator[pa.Table]:
         """New raw rows, encoded by a fitted state, in this process and in bounded memory.
@@ -288,6 +292,7 @@ class Records:
                 columns, _ = self.encode_input(raw, rows, bad)
                 place = np.full(len(raw), -1)
                 place[rows] = np.arange(len(rows))
+                place[list(bad)] = -1
                 index = pa.array(np.maximum(place, 0), mask=place < 0)
                 why = [": ".join(filter(None, bad[i])) if i in bad else None for i in range(len(raw))]
                 yield pa.table({**{name: column.take(index) for name, column in columns.items()},
@@ -310,11 +315,24 @@ class Records:
 
     def _parts(self, listed: list[tuple[Source, str]]) -> list[str]:
         """The splits that there are."""
-        there = {part for _, part in listed} | set(self.told.split) | set(self.told.split_values)
-        if self.told.split_column is not None:
-            found = (self.fitted or {}).get("split_values", [])
-            there |= set(PARTS) & set(found) if not self.told.split_values else {"train"}
-        return [part for part in PARTS if part in there]
+        there = {part for _, part in listed}
+        if "train" in there:                                        # files whose rows may be in any split
+            there |= set(self.told.shares) | set(self.told.values)
+            if self.told.split_column is not None and not self.told.values:
+                assert self.fitted is not None
+                found = self._split_values(listed) if self.reused else set(self.fitted["split_values"])
+                there = set(self.told.shares) | found
+        parts = [part for part in PARTS if part in there]
+        self.unsaid = PARTS.index(parts[0])
+        return parts
+
+    def _split_values(self, listed: list[tuple[Source, str]]) -> set[str]:
+        """What the split column says, of data that nothing is fitted on."""
+        task = functools.partial(_split_block, self)
+        rows = self.raw_rows([source for source, part in listed if part == "train"]).map_batches(
+            task, batch_size=None, batch_format="pyarrow", num_cpus=files.TASK_CPUS)
+        return {value for block in rows.iter_batches(batch_size=None, batch_format="pyarrow")
+                for value in block["value"].to_pylist()}
 
     def in_part(self, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> NDArray[np.int64]:
         """Rows of the table that are in a split; rows whose split cannot be read count as training rows."""
@@ -327,23 +345,32 @@ class Records:
         train = parts == 0
         draw = _draws(number, table["__row"].to_numpy())
         low = 0.0
-        for name, share in self.told.split.items():
+        for name, share in self.told.shares.items():
             parts[train & (draw >= low) & (draw < low + share)] = PARTS.index(name)
             low += share
         return np.flatnonzero(parts == PARTS.index(part))
 
+    def bad_of(self, table: pa.Table) -> Bad:
+        """Rows that reading found wrong, and rows that ought to say in which split they are and do not."""
+        bad = _bad_of(table)
+        if self.told.split_column is not None and (not self.told.values or "train" in self.told.values):
+            for i, value in enumerate(_texts(table, self.told.split_column)):
+                if value is None:
+                    bad.setdefault(i, (self.told.split_column, "no value"))
+        return bad
+
     def _by_column(self, table: pa.Table, parts: NDArray[np.int64]) -> NDArray[np.int64]:
         column = self.told.split_column or ""
-        of = {value: PARTS.index(part) for part, values in self.told.split_values.items() for value in values}
+        of = {value: PARTS.index(part) for part, values in self.told.values.items() for value in values}
         of = of or {part: i for i, part in enumerate(PARTS)}
-        for i, value in enumerate(_texts(table[column])):
+        for i, value in enumerate(_texts(table, column)):
             if value is None or value in of:
-                parts[i] = of.get(value or "", 0)
-            elif not self.told.split_values:
+                parts[i] = self.unsaid if value is None else of[value]
+            elif not self.told.values:
                 at = f"{table['__file'][i].as_py()}, row {table['__row'][i].as_py()}"
                 raise ValueError(f"{at}: column {column!r} is {value!r}, which is no split; say by "
                                  f"dataset.split_values which values mean which, such as {{validation: [{value}]}}")
-            elif "train" in self.told.split_values:
+            elif "train" in self.told.values:
                 parts[i] = -1                                       # of no split
         return parts
 
@@ -376,7 +403,7 @@ class Records:
         told: State = {"rows": total["rows"], "classes": classes,
                        "counts": {name: [counts[name][c] for c in classes[name]] for name in named},
                        "split_values": list(total.get("split_values", {}))}
-        if self.told.numbers:
+        if self.told.number_columns:
             told["numbers"] = moments(total["numbers"])
         return {**told, **fitted}
 
@@ -385,11 +412,12 @@ class Records:
         told, out = self.told, State({"rows": len(rows), "classes": {}})
         for name in (told.label, told.labels, told.step_labels):
             if name is not None:
-                values = _texts(table[name]) if name == told.label else _several(table[name], name)
-                found = [values[i] for i in rows if values[i] is not None]
-                out["classes"][name] = Counter(found if name == told.label else [x for v in found for x in v or ()])
-        if told.numbers:
-            numbers = np.stack([_numbers(table[name])[rows] for name in told.numbers], 1)
+                values = _texts(table, name) if name == told.label else _several(table, name)
+                found = [values[i] for i in rows]
+                names = found if name == told.label else [x for value in found for x in value or ()]
+                out["classes"][name] = Counter(x for x in names if x is not None)
+        if told.number_columns:
+            numbers = np.stack([_numbers(table, name)[rows] for name in told.number_columns], 1)
             out["numbers"] = tally_moments(numbers[np.isfinite(numbers).all(1)])
         return out
 
@@ -409,22 +437,24 @@ class Records:
         told, out = self.told, dict[str, pa.Array]()
         index = {column: {name: i for i, name in enumerate(names)} for column, names in self.fitted["classes"].items()}
         if told.label is not None:
-            names = _texts(table[told.label])
+            names = _texts(table, told.label)
             out["label"] = pa.array([_index(names[i], told.label, index, i, bad) for i in rows], pa.int32())
         if told.labels is not None:
-            lists = _several(table[told.labels], told.labels)
+            lists = _several(table, told.labels)
             out["labels"] = pa.array([_indices(lists[i], told.labels, index, i, bad) for i in rows],
                                      pa.list_(pa.int32()))
         if told.step_labels is not None:
-            lists = _several(table[told.step_labels], told.step_labels)
+            lists = _several(table, told.step_labels)
             found = [_indices(lists[i], told.step_labels, index, i, bad) for i in rows]
             out["step_labels"] = pa.array(_by_step(found, rows, columns, told.step_labels, bad), pa.list_(pa.int32()))
-        if told.numbers:
-            numbers = np.stack([_numbers(table[name])[rows] for name in told.numbers], 1)      # (rows, N)
-            for place, column in np.argwhere(~np.isfinite(numbers)):
-                given = table[told.numbers[column]][rows[place]].as_py()
-                bad.setdefault(rows[place], (told.numbers[column], f"{given!r} is no finite number"))
-            out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(np.float32(numbers).ravel()), numbers.shape[1])
+        if told.number_columns:
+            numbers = np.stack([_numbers(table, name)[rows] for name in told.number_columns], 1)      # (rows, N)
+            with np.errstate(over="ignore"):
+                stored = numbers.astype(np.float32)
+            for place, column in np.argwhere(~np.isfinite(stored)):
+                given = table[told.number_columns[column]][rows[place]].as_py()
+                bad.setdefault(rows[place], (told.number_columns[column], f"{given!r} is no finite number"))
+            out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), stored.shape[1])
         return out
 
 
@@ -497,20 +527,28 @@ def check_made(rows: int, seed: int) -> None:
 def _tally_block(dataset: Records, listed: list[tuple[Source, str]], table: pa.Table) -> Iterator[pa.Table]:
     if not len(table):
         return
-    bad = _bad_of(table)
+    bad = dataset.bad_of(table)
     rows = [int(i) for i in dataset.in_part(listed, "train", table) if i not in bad]
     told = dataset.tally_told(table, rows)
     if dataset.told.split_column is not None:
-        told["split_values"] = Counter(x for x in _texts(table[dataset.told.split_column]) if x is not None)
+        told["split_values"] = Counter(x for x in _texts(table, dataset.told.split_column) if x is not None)
     told["input"], texts = dataset.tally(table, rows)
     yield pa.table({"tally": [json.dumps(told)], "texts": pa.array([texts], pa.list_(pa.string()))})
+
+
+@files.in_task
+def _split_block(dataset: Records, table: pa.Table) -> Iterator[pa.Table]:
+    found = {value for value in _texts(table, dataset.told.split_column or "") if value is not None}
+    yield pa.table({"value": pa.array(sorted(found), pa.string())})
 
 
 @files.in_task
 def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> Iterator[pa.Table]:
     if not len(table):
         return
-    own, bad = [int(i) for i in dataset.in_part(listed, part, table)], _bad_of(table)
+    own, bad = [int(i) for i in dataset.in_part(listed, part, table)], dataset.bad_of(table)
+    if not own:
+        return
     rows = [i for i in own if i not in bad]
     columns, sums = dataset.encode_input(table, rows, bad)
     columns |= dataset.encode_told(table, rows, columns, bad)
@@ -520,8 +558,6 @@ def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str,
     wrong = [json.dumps({"uri": table["__file"][i].as_py(), "row": table["__row"][i].as_py(), "field": bad[i][0],
                          "reason": bad[i][1]}) for i in own if i in bad]
     summary = json.dumps({"input": sums})
-    if not kept and not wrong:
-        return
     stored = pa.concat_tables([stored.append_column("quarantine", pa.nulls(len(kept), pa.string())),
                                pa.table({"quarantine": pa.array(wrong, pa.string())})], promote_options="default")
     yield stored.append_column("summary", pa.array([summary, *[""] * (len(stored) - 1)], pa.string()))
@@ -557,7 +593,7 @@ def _index(name: str | None, column: str, index: Mapping[str, Mapping[str, int]]
     return None
 
 
-def _indices(names: list[str] | None, column: str, index: Mapping[str, Mapping[str, int]], row: int,
+def _indices(names: Names | None, column: str, index: Mapping[str, Mapping[str, int]], row: int,
              bad: Bad) -> list[int] | None:
     if names is None:
         bad.setdefault(row, (column, "no value"))
@@ -574,36 +610,51 @@ def _bad_of(table: pa.Table) -> Bad:
     return {int(i): (told["field"], told["reason"]) for i in where for told in [table["__bad"][int(i)].as_py()]}
 
 
-def _texts(column: pa.ChunkedArray) -> list[str | None]:
-    """Names: text without blanks at its ends, or whole numbers or truth values as text; None where there is nothing."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _texts(column.cast(kind.value_type))
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        raise ValueError(f"a column of {kind} was given where names or numbers are expected; name another column")
-    values = column.to_pylist()
-    if pa.types.is_floating(kind):                          # 1.0 in one block is 1 in another
-        values = [None if v is None else int(v) if float(v).is_integer() else v for v in values]
-    return [None if v is None or str(v).strip() == "" else str(v).strip() for v in values]
+Names = list[str | None]
 
 
-def _several(column: pa.ChunkedArray, name: str) -> list[list[str] | None]:
+def _texts(table: pa.Table, name: str) -> Names:
+    """Names: text without blanks at its ends, or numbers or truth values as text; None where there is nothing."""
+    kind = table.schema.field(name).type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise _wrong_type(table, name, "names or numbers")
+    return [_name(value) for value in table[name].to_pylist()]
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, float):
+        if math.isnan(value):                               # of pandas, which has no other null in a column of numbers
+            return None
+        value = int(value) if value.is_integer() else value         # 1.0 in one block is 1 in another
+    return None if value is None else str(value).strip() or None
+
+
+def _several(table: pa.Table, name: str) -> list[Names | None]:
     """Lists of names: a list, or a text of names with blanks between; None where there is nothing."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return [None if v is None else [str(x).strip() for x in v if x is not None] for v in column.to_pylist()]
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return [None if v is None else v.split() for v in column.to_pylist()]
-    return [None if v is None else [v] for v in _texts(column)]
+    kind = table.schema.field(name).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if pa.types.is_nested(kind.value_type) or pa.types.is_binary(kind.value_type):
+            raise _wrong_type(table, name, "lists of names or numbers")
+        return [None if value is None else [_name(x) for x in value] for value in table[name].to_pylist()]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [None if value is None else value.split() for value in table[name].to_pylist()]
+    return [None if value is None else [value] for value in _texts(table, name)]
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     """(rows,) float64, NaN where there is no number."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.array([_number(value) for value in column.to_pylist()])
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
-        raise ValueError(f"a column of {column.type} was given where numbers are expected; name another column")
-    values: NDArray[np.float64] = pc.fill_null(column.cast(pa.float64()), math.nan).to_numpy()
+    kind = table.schema.field(name).type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return np.array([_number(value) for value in table[name].to_pylist()])
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise _wrong_type(table, name, "numbers")
+    values: NDArray[np.float64] = pc.fill_null(table[name].cast(pa.float64(), safe=False), math.nan).to_numpy()
     return values
+
+
+def _wrong_type(table: pa.Table, name: str, wanted: str) -> ValueError:
+    return ValueError(f"{table['__file'][0].as_py()}: column {name!r} holds {table.schema.field(name).type}, where "
+                      f"{wanted} are expected; name another column")
 
 
 def _number(text: str | None) -> float:
@@ -622,7 +673,7 @@ def _class_order(column: str, counts: Mapping[str, int]) -> list[str]:
     if len(counts) > MAX_CLASSES:
         raise ValueError(f"column {column!r} has {len(counts):,} classes in the training rows, more than "
                          f"{MAX_CLASSES:,}; is it a column of numbers? Then name it in dataset.numbers")
-    whole = all(name.lstrip("-").isdecimal() for name in counts)
+    whole = all(re.fullmatch(r"-?\d+", name) for name in counts)
     return sorted(counts, key=(lambda name: (int(name), name)) if whole else None)
 
 

@@ -16,6 +16,8 @@ from datasets.records import Bad, Options, Records, State, moments, tally_moment
 
 Scale = Literal["standard", "none"]
 
+LARGEST = 1e30              # float32, in which frames are stored, ends at 3e38; sums of squares must fit in float64
+
 
 def build(told: Options, *, values: str = "values", scale: Scale = "standard") -> Sequences:
     """Sequences in JSON Lines or Parquet files, a row each.
@@ -105,7 +107,7 @@ class _Frames:
             frames = pc.list_flatten(frames)
         else:
             self.widths = np.ones(len(self.row), np.int64)
-        self.numbers: NDArray[np.float64] = pc.fill_null(frames.cast(pa.float64()), np.nan).to_numpy()
+        self.numbers: NDArray[np.float64] = pc.fill_null(frames.cast(pa.float64(), safe=False), np.nan).to_numpy()
         usual = Counter(self.widths.tolist()).most_common(1)
         self.channels = int(usual[0][0]) if usual else 0
 
@@ -121,8 +123,8 @@ class _Frames:
         use[self.row[wrong]] = False
         flat = self.numbers[np.repeat(use[self.row], self.widths)].reshape(-1, channels)
         row = self.row[use[self.row]]
-        for i in np.unique(row[~np.isfinite(flat).all(1)]).tolist():
-            bad.setdefault(self.rows[i], (self.name, "a missing or infinite number"))
+        for i in np.unique(row[~(np.abs(flat) <= LARGEST).all(1)]).tolist():             # NaN is not
+            bad.setdefault(self.rows[i], (self.name, "a missing, infinite or too large number"))
             use[i] = False
         return flat[use[row]], np.where(use, self.steps, 0)
 

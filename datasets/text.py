@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ Kind = Literal["bpe", "unigram", "word", "character", "byte"]
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")       # ids 0 to 3; the last also stands between two texts
 UNKNOWN, END = 1, 3
+SPACE = "\u2581"                                     # of unigram pieces, for a blank
 SLICE = 1000                                         # texts that are tokenized together
 
 
@@ -86,16 +89,35 @@ class Text(Records):
         return self.text
 
     def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
-        return {}, [text for column in self.text for text in self._texts(table, column, rows) if text]
+        texts = [text for column in self.text for text in self._texts(table, column, rows) if text]
+        if self.told.step_labels is not None:                   # each word is encoded by itself: learn from such
+            return {}, [word for words in texts for word in words if word]
+        return {}, texts
 
     def fit(self, texts: Iterator[list[str]], sums: State) -> State:
         """The tokenizer, as the JSON of the tokenizers library."""
         made, trainer = _untrained(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)
         if trainer is None:
             super().fit(texts, sums)
-        else:
-            made.train_from_iterator(texts, trainer)
-        return {"tokenizer": made.to_str(), "vocabulary": made.get_vocab_size()}
+            return {"tokenizer": made.to_str(), "vocabulary": made.get_vocab_size()}
+        made.train_from_iterator(self._roomy(texts, made) if self.tokenizer == "unigram" else texts, trainer)
+        told = _in_order(made.to_str()) if self.tokenizer == "unigram" else made.to_str()
+        return {"tokenizer": told, "vocabulary": _loaded(told).get_vocab_size()}
+
+    def _roomy(self, texts: Iterator[list[str]], made: tokenizers.Tokenizer) -> Iterator[list[str]]:
+        """The same texts; ValueError at the end if the vocabulary has no room for their characters.
+
+        Without room for them the trainer goes on for ever.
+        """
+        known = set(SPACE)
+        for some in texts:
+            known.update(*(made.normalizer.normalize_str(text) for text in some))
+            yield some
+        needed = len(SPECIAL) + len(known - {" "})
+        if needed > self.vocabulary:
+            raise ValueError(f"dataset.vocabulary={self.vocabulary} is too small for the {needed - len(SPECIAL):,} "
+                             f"characters of the training rows with dataset.tokenizer=unigram; use at least {needed}, "
+                             "or the tokenizer bpe, which needs 260 for any text")
 
     def encode_input(self, table: pa.Table, rows: Sequence[int], bad: Bad) -> tuple[dict[str, pa.Array], State]:
         assert self.fitted is not None
@@ -110,13 +132,14 @@ class Text(Records):
                 if not text:
                     bad.setdefault(rows[place], (column, "no text" if text is None else "empty"))
             for start in range(0, len(rows), SLICE):
-                some = [text or "" for text in texts[start:start + SLICE]]
-                found = made.encode_batch_fast([text.split() for text in some] if words else some,
-                                               is_pretokenized=words, add_special_tokens=False)
-                for place, encoded in enumerate(found, start):
+                some = [text or ([] if words else "") for text in texts[start:start + SLICE]]
+                encode = made.encode_batch if words else made.encode_batch_fast       # the latter knows of no words
+                for place, encoded in enumerate(encode(some, is_pretokenized=words, add_special_tokens=False), start):
                     tokens[place].append(encoded.ids)
                     if words:
-                        steps[place], raw[place] = _first_tokens(encoded.word_ids), len(some[place - start].split())
+                        steps[place], raw[place] = _first_tokens(encoded.word_ids), len(some[place - start])
+                        if len(set(encoded.word_ids)) < raw[place]:
+                            bad.setdefault(rows[place], (column, "a word without a token in it"))
                     if not encoded.ids:
                         bad.setdefault(rows[place], (column, "no token in it"))
         lists = [_joined(one, self.max_length) for one in tokens]
@@ -134,8 +157,9 @@ class Text(Records):
     def input_state(self, sums: State) -> State:
         assert self.fitted is not None
         total = max(1, sums.get("tokens", 0))
+        kept = max(1, sums.get("tokens", 0) - sums.get("cut", 0))
         notes = [f"text: {self.fitted['vocabulary']:,} tokens in the {self.tokenizer} vocabulary, {total:,} in all "
-                 f"rows, {sums.get('unknown', 0) / total:.2%} of them unknown"]
+                 f"rows, {sums.get('unknown', 0) / kept:.2%} of them unknown"]
         if sums.get("cut"):
             notes.append(f"text: {sums['cut_rows']:,} of {sums['rows']:,} rows cut to {self.max_length} tokens, "
                          f"{sums['cut'] / total:.1%} of all tokens")
@@ -149,25 +173,44 @@ class Text(Records):
 
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
         """Rows of files; what names none and looks like none is itself a text."""
-        named = "://" in source or "*" in source or files.suffix(source) in self.suffixes
-        if named or Path(source).exists():
+        if _names_a_file(source, self.suffixes):
             yield from super().raw_tables(source)
         elif len(self.text) > 1:
             raise ValueError(f"{source!r}: this model reads two texts ({', '.join(self.text)}); give a file with both")
         else:
             yield pa.table({self.text[0]: [source], "__file": ["text"], "__row": [1], "__bad": pa.nulls(1, files.BAD)})
 
-    def _texts(self, table: pa.Table, column: str, rows: Sequence[int]) -> list[str | None]:
-        """The texts of these rows without blanks at their ends; lists of words joined."""
-        kind = table.schema.field(column).type
-        if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
-            values = [None if v is None else " ".join(x for x in v if x) for v in table[column].to_pylist()]
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-            values = [None if v is None else v.strip() for v in table[column].to_pylist()]
-        else:
-            raise ValueError(f"{table['__file'][0].as_py()}: column {column!r} holds {kind}, not text; name another "
-                             "column in dataset.text")
-        return [values[i] for i in rows]
+    def _texts(self, table: pa.Table, column: str, rows: Sequence[int]) -> list[Any]:
+        """The texts of these rows without blanks at their ends; with step_labels the words of each; None without."""
+        kind, values = table.schema.field(column).type, table[column].to_pylist()
+        words = self.told.step_labels is not None
+        if _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_null(kind.value_type)):
+            lists = [values[i] and [(word or "").strip() for word in values[i]] for i in rows]
+            return lists if words else [one and " ".join(filter(None, one)) for one in lists]
+        if _is_text(kind) or pa.types.is_null(kind):
+            return [values[i] and (values[i].split() if words else values[i].strip()) for i in rows]
+        raise ValueError(f"{table['__file'][0].as_py()}: column {column!r} holds {kind}, not text; name another "
+                         "column in dataset.text")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _names_a_file(source: str, suffixes: Sequence[str]) -> bool:
+    """Whether a source is a path, a glob or a URI, there or not; else it is a text itself."""
+    if source.lower().endswith(tuple(suffixes)) or re.match(r"[A-Za-z][\w+.-]*://\S+$", source):
+        return True
+    if not re.search(r"\s", source) and ("*" in source or re.match(r"~?/|\.\.?/", source)):
+        return True
+    try:
+        return Path(source).exists()
+    except OSError:                                                 # longer than a name can be
+        return False
 
 
 def list_array(flat: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> pa.ListArray:
@@ -212,7 +255,10 @@ def _untrained(kind: Kind, vocabulary: int, min_count: int,
             made.add_special_tokens(special)
     elif kind == "unigram":
         made = tokenizers.Tokenizer(kinds.Unigram())
-        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        # No piece has a bracket and more: so none is "[EOS]".
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(),
+                                                      pre_tokenizers.Split(Regex(r"\["), "isolated")])
+        made.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=SPECIAL[UNKNOWN], **shared)
     else:
         made = tokenizers.Tokenizer(kinds.WordLevel(unk_token=SPECIAL[UNKNOWN]))
@@ -226,6 +272,21 @@ def _untrained(kind: Kind, vocabulary: int, min_count: int,
     if steps:
         made.normalizer = normalizers.Sequence(steps)
     return made, trainer
+
+
+def _in_order(told: str) -> str:
+    """A unigram tokenizer's JSON, the same for each training on the same texts.
+
+    The trainer adds in the order of a hash table: scores differ in their last digits, those of characters that no
+    piece needed by steps of 0.0001 above the least of all, and with them the order of the pieces.
+    """
+    made = json.loads(told)
+    first, pieces = made["model"]["vocab"][:len(SPECIAL)], made["model"]["vocab"][len(SPECIAL):]
+    least = min((score for _, score in pieces), default=0.0)
+    edge = least + 0.0001 * len([piece for piece, _ in pieces if len(piece) == 1]) + 1e-9
+    scores = {piece: round(least if len(piece) == 1 and score <= edge else score, 9) for piece, score in pieces}
+    made["model"]["vocab"] = [*first, *(list(one) for one in sorted(scores.items(), key=lambda x: (-x[1], x[0])))]
+    return json.dumps(made, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=4)

@@ -35,7 +35,7 @@ class View(Protocol):
 
     part: Part
     rows: Ids                                   # (S,) rows that start in each shard
-    lengths: NDArray[np.int32] | None           # (rows,) steps of each row; None where all are equal
+    lengths: NDArray[np.int32] | None           # (rows,) steps of each row; None where all are equal by construction
 
     def needs(self, shards: Ids) -> Ids:
         """Numbers of the stored rows that the rows starting in `shards` are made of, ascending."""
@@ -201,7 +201,7 @@ def chunk_counts(first: Ids, count: Ids, series: Ids, offset: Ids, length: Ids, 
 class SeriesDataset:
     """What any dataset of stored series offers to training: windows, to forecast from."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("forecast",)
+    offers: ClassVar[tuple[str, ...]] = ("series",)
     frontend: ClassVar[str] = "patches"
     targets: list[str]
 
@@ -257,9 +257,8 @@ class RowView:
         return np.array([s.rows for s in self.part.shards], np.int64)
 
     @cached_property
-    def lengths(self) -> NDArray[np.int32] | None:
-        steps = self.part.column("length").astype(np.int32)
-        return None if (steps == steps[0]).all() else steps
+    def lengths(self) -> NDArray[np.int32]:
+        return self.part.column("length").astype(np.int32)
 
     def needs(self, shards: Ids) -> Ids:
         return np.flatnonzero(np.isin(self.part.shard_of, shards))

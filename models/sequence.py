@@ -16,6 +16,7 @@ from models.families import Family, State
 # By name, tensors of any shape that add up over batches and workers, in float64; Task.result makes metrics of the sums.
 # A mean is the pair (sum, count), made by `mean`.
 Sums = dict[str, Tensor]
+Columns = dict[str, list[Any]]
 
 
 @dataclass
@@ -120,6 +121,19 @@ class Task(nn.Module):
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """Predictions by name, rows first."""
+        raise NotImplementedError
+
+    def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
+        """What people read of predictions.
+
+        Args:
+            found: what `predict` gave, on the CPU, (B, ...) each.
+            names: of the classes, or of the numbers, in their order.
+            steps: (B,) the steps of each row that stand for steps of the raw row.
+
+        Returns:
+            Columns by name, an entry a row.
+        """
         raise NotImplementedError
 
     def baselines(self, batch: Batch) -> dict[str, Sums]:

@@ -8,7 +8,7 @@ from typing import Any
 from datasets.storage import Storage
 from workflows import cluster
 from workflows.console import Console, metrics_table
-from workflows.experiment import Experiment, dataset_of, load
+from workflows.experiment import Experiment, dataset_of, load, task_of
 from workflows.settings import Workers
 
 
@@ -49,7 +49,7 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
         prepared = prepare(experiment, dataset)
         console = Console()
         console.notes(prepared)
-        spec = dataset.spec(prepared.state, experiment.task)
+        spec = dataset.spec(prepared.state, task_of(experiment, dataset))
         if spec != told.spec:
             changed = [f"{k}: {told.spec.get(k)!r} in the bundle, {spec[k]!r} here" for k in spec
                        if spec[k] != told.spec.get(k)]

@@ -76,6 +76,7 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: list[s
     where, told = _read(source)
     for override in overrides or []:
         _override(told, override)
+        _drop_for_families(told, override.partition("=")[0].strip())
     told = _expand(told, where)
     problems: list[str] = []
     chosen = _sections(told, problems)
@@ -96,6 +97,23 @@ def dataset_of(experiment: Experiment) -> RawDataset:
     return datasets.build(**{k: v for k, v in experiment.dataset.items() if k not in common})
 
 
+def task_of(experiment: Experiment, dataset: RawDataset) -> dict[str, Any]:
+    """The task with ``target``: which of what the dataset offers it reads.
+
+    Raises:
+        ValueError: none of it.
+    """
+    from models import tasks
+
+    kind = experiment.task["kind"]
+    for target in tasks.module(kind).READS:
+        if target in dataset.offers:
+            return {**experiment.task, "target": target}
+    able = [name for name in tasks.names() if set(tasks.module(name).READS) & set(dataset.offers)]
+    raise ValueError(f"task.kind={kind!r} cannot be trained on dataset.kind={experiment.dataset['kind']!r} with "
+                     f"{', '.join(dataset.offers)}; what can: {', '.join(able)}")
+
+
 def storing_of(experiment: Experiment) -> Storing:
     """How its prepared data is stored and read."""
     return Storing(**{f.name: experiment.dataset[f.name] for f in fields(Storing)})
@@ -110,6 +128,10 @@ def schema() -> dict[str, Any]:
         for name in names:
             one = model_of(name, *of(name)).model_json_schema()
             one["properties"] = {key: {"const": name}, **one.get("properties", {})}
+            if key == "family":
+                one["properties"]["families"] = {
+                    "type": "object", "description": "Options that hold for one family only.",
+                    "properties": {family: {"type": "object"} for family in names}, "additionalProperties": False}
             one["required"] = [key, *one.get("required", [])]
             variants.append(one)
         return {"oneOf": variants}
@@ -256,6 +278,16 @@ def _override(told: dict[str, Any], text: str) -> None:
     place[parts[-1]] = parsed
 
 
+def _drop_for_families(told: dict[str, Any], key: str) -> None:
+    """An override of a model's option holds for every family, also where the file has a value for that one."""
+    section, _, option = key.partition(".")
+    model = told.get("model")
+    if section == "model" and isinstance(model, dict) and isinstance(model.get("families"), dict):
+        for own in model["families"].values():
+            if isinstance(own, dict):
+                own.pop(option, None)
+
+
 def _expand(value: Any, where: str) -> Any:
     """The value with ``${NAME}`` replaced by environment variables, in every text."""
     def variable(found: re.Match[str]) -> str:
@@ -308,6 +340,8 @@ def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             problems.append(_unknown_choice(f"{section}.{key}", given.get(key), names))
             continue
         options = {k: v for k, v in given.items() if k != key}
+        if section == "model":
+            options = _for_family(given[key], options, builders, problems)
         checked = _validate(section, model_of(given[key], *builders(given[key])), options, problems)
         chosen[section] = {key: given[key], **checked}
     for section, settings in SETTINGS.items():
@@ -324,10 +358,27 @@ def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return chosen
 
 
+def _for_family(family: str, options: dict[str, Any], builders: Callable[[str], list[Any]],
+                problems: list[str]) -> dict[str, Any]:
+    """The model's options, with those that `families` has for this family; what is wrong for others is told, too."""
+    from models import families
+
+    own = options.pop("families", None) or {}
+    if not isinstance(own, dict) or not all(isinstance(told, dict) for told in own.values()):
+        problems.append(f"model.families={own!r} must be a mapping of families to mappings of their options")
+        return options
+    for name, told in own.items():
+        if name not in families.names():
+            problems.append(_unknown("model.families", name, told, families.names()))
+        elif name != family:
+            _validate(f"model.families.{name}", model_of(name, *builders(name)), told, problems)
+    return {**options, **own.get(family, {})}
+
+
 def _frontend(dataset: dict[str, Any] | None) -> str | None:
     """The front end that reads a dataset's rows; None while the dataset is not known."""
     try:
-        return dataset_of(Experiment("", dataset, {}, {})).frontend if dataset else None
+        return dataset_of(Experiment("", dataset, {}, {})).frontend if dataset and len(dataset) > 1 else None
     except ValueError:                                 # told by _check_combinations
         return None
 
@@ -394,13 +445,10 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
     try:
         storing_of(experiment)
         dataset = dataset_of(experiment)
-        if not dataset.tasks:
+        if not dataset.offers:
             raise ValueError("the dataset says nothing of what to predict; name a column in dataset.label (one class a "
                              "row), dataset.labels (several), dataset.step_labels (a class a step) or dataset.numbers")
-        if experiment.task["kind"] not in dataset.tasks:
-            raise ValueError(f"task.kind={experiment.task['kind']!r} cannot be trained on "
-                             f"dataset.kind={experiment.dataset['kind']!r}; it has: {', '.join(dataset.tasks)}")
-        spec = dataset.spec(None, experiment.task)
+        spec = dataset.spec(None, task_of(experiment, dataset))
         with torch.device("meta"):
             models.build(spec, experiment.model, experiment.task)
         for key, other, wrong in (("batch_seconds", "batch_tokens", "rate" not in spec),

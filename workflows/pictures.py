@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.storage import Storage
-from workflows.experiment import Experiment, dataset_of
+from workflows.experiment import Experiment, dataset_of, task_of
 
 if TYPE_CHECKING:
     from datasets.prepare import Prepared
@@ -41,12 +41,13 @@ def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder
     if experiment.task["kind"] == "forecast":
         forecasts(experiment, prepared, run, folder / "forecasts.png")
     artifacts = json.loads(run.read("artifacts.json"))
-    if artifacts and len(artifacts[-1]["arrays"]) and experiment.task["kind"] in ("classify", "label"):
-        dataset: Any = dataset_of(experiment)
-        classes = dataset.classes(prepared.state, experiment.task["kind"])
-        draw = {"confusion": confusion, "decisions": decisions}[artifacts[-1]["kind"]]
-        if len(classes) <= MOST_CLASSES:
-            draw(artifacts[-1]["arrays"], classes, artifacts[-1]["split"], folder / "confusion.png")
+    draws = {"confusion": confusion, "decisions": decisions}
+    for artifact in artifacts:                          # those of the last split are drawn last
+        if artifact["kind"] in draws:
+            dataset: Any = dataset_of(experiment)
+            names = dataset.names(prepared.state, task_of(experiment, dataset)["target"])
+            if len(names) <= MOST_CLASSES:
+                draws[artifact["kind"]](artifact["arrays"], names, artifact["split"], folder / "confusion.png")
 
 
 def confusion(arrays: dict[str, Any], classes: list[str], split: str, file: Path) -> None:

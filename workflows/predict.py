@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from datasets.records import STEP
 from workflows.bundle import Bundle
@@ -47,10 +46,8 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     kind = told.experiment["task"]["kind"]
     if kind == "forecast":
         table = forecast(told, str(source))
-    elif kind in WRITTEN:
-        table = pa.concat_tables(records(told, str(source)))
     else:
-        raise ValueError(f"{bundle}: task.kind={kind!r} has no predictions to write")
+        table = pa.concat_tables(records(told, str(source)), promote_options="default")
     skipped = 0
     if "skipped" in table.column_names:
         skipped = table.num_rows - table["skipped"].null_count
@@ -74,29 +71,24 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
 def records(told: Bundle, source: str) -> Iterator[pa.Table]:
     """Raw rows of text, audio or sequences: where each stood (file, row), what was found in it, why it was skipped."""
     from datasets.records import Records
-    from workflows.experiment import dataset_of, load
+    from workflows.experiment import dataset_of, load, task_of
 
     experiment = load(told.experiment)
     dataset: Any = dataset_of(experiment)
     if not isinstance(dataset, Records):
         raise ValueError(f"{told.run}: dataset.kind={dataset.kind!r} has no raw input to predict from")
-    kind = experiment.task["kind"]
-    names = dataset.told.numbers if kind == "regress" else dataset.classes(told.state, kind)
-    write = _several_classes if kind == "classify" and dataset.told.labels is not None else WRITTEN[kind]
+    names = dataset.names(told.state, task_of(experiment, dataset_of(experiment))["target"])
     for table in dataset.encode_request(source, told.state):
         usable = np.flatnonzero(table["skipped"].is_null().to_numpy())
-        good = table.take(pa.array(usable))
-        found = _found(told, dataset, good) if len(good) else []
-        columns = write(found, names, good)
+        found = _found(told, dataset, names, table.take(pa.array(usable))) if usable.size else {}
         place = np.full(len(table), -1)
-        place[usable] = np.arange(len(usable))
-        index = pa.array(np.maximum(place, 0), mask=place < 0)
-        yield pa.table({"file": table["__file"], "row": table["__row"],
-                        **{name: column.take(index) for name, column in columns.items()}, "skipped": table["skipped"]})
+        place[usable] = np.arange(usable.size)
+        columns = {name: [values[i] if i >= 0 else None for i in place] for name, values in found.items()}
+        yield pa.table({"file": table["__file"], "row": table["__row"], **columns, "skipped": table["skipped"]})
 
 
-def _found(told: Bundle, dataset: Any, table: pa.Table) -> list[NDArray[np.float64]]:
-    """What the model says of each encoded row; rows of about one length go through it together."""
+def _found(told: Bundle, dataset: Any, names: list[str], table: pa.Table) -> dict[str, list[Any]]:
+    """What is written of each encoded row; rows of about one length go through the model together."""
     import torch
 
     from datasets.views import RowReader
@@ -105,7 +97,8 @@ def _found(told: Bundle, dataset: Any, table: pa.Table) -> list[NDArray[np.float
     reader = RowReader(np.arange(len(table)), table, dataset.inputs(told.state["fitted"]), {})
     order = np.argsort(table["length"].to_numpy(), kind="stable")
     dtype = next(told.model.parameters()).dtype
-    found: list[Any] = [None] * len(order)
+    steps = _raw_steps(table)
+    parts: dict[str, list[Any]] = {}
     for start in range(0, len(order), TOGETHER):
         ids = order[start:start + TOGETHER]
         fields = reader.take(ids)
@@ -115,42 +108,17 @@ def _found(told: Bundle, dataset: Any, table: pa.Table) -> list[NDArray[np.float
                       torch.ones(len(ids)), torch.from_numpy(ids))
         with torch.inference_mode():
             out = told.model.task.predict(told.model, batch)
-        values = (out["value"] if "value" in out else out["probability"]).double().numpy()
-        for place, i in enumerate(ids):
-            found[i] = values[place][:out["steps"][place]] if "steps" in out else values[place]
-    return found
+        for name, values in told.model.task.written(out, names, [steps[i] for i in ids]).items():
+            parts.setdefault(name, []).extend(values)
+    back = np.argsort(order)
+    return {name: [values[i] for i in back] for name, values in parts.items()}
 
 
-def _classes(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
-    """class and probability (K,) of each row."""
-    best = [int(p.argmax()) for p in found]
-    return {"class": pa.array([names[k] for k in best], pa.string()),
-            "probability": pa.array([float(p[k]) for p, k in zip(found, best, strict=True)], pa.float64())}
-
-
-def _several_classes(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
-    """All classes of each row that are more likely than not, and their probabilities (K,), with blanks between."""
-    kept = [np.flatnonzero(p > 0.5) for p in found]
-    return {"classes": pa.array([" ".join(names[k] for k in ks) for ks in kept], pa.string()),
-            "probabilities": pa.array([" ".join(f"{p[k]:.4f}" for k in ks) for p, ks in zip(found, kept, strict=True)],
-                                      pa.string())}
-
-
-def _classes_by_step(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
-    """The class and probability of each step (T, K), with blanks between; of a word's tokens, that of the first."""
-    steps = table[STEP].to_pylist() if STEP in table.column_names else [None] * len(found)
-    kept = [p if step is None else p[np.array(step) >= 0] for p, step in zip(found, steps, strict=True)]
-    return {"classes": pa.array([" ".join(names[k] for k in p.argmax(1)) for p in kept], pa.string()),
-            "probabilities": pa.array([" ".join(f"{x:.4f}" for x in p.max(1)) for p in kept], pa.string())}
-
-
-def _values(found: list[NDArray[np.float64]], names: list[str], table: pa.Table) -> dict[str, pa.Array]:
-    """A column for each number (N,)."""
-    return {name: pa.array([float(x[i]) for x in found], pa.float64()) for i, name in enumerate(names)}
-
-
-WRITTEN: dict[str, Callable[..., dict[str, pa.Array]]] = {
-    "classify": _classes, "label": _classes_by_step, "regress": _values}
+def _raw_steps(table: pa.Table) -> list[list[int]]:
+    """The steps of each row that stand for steps of the raw row: all, or of a word's tokens the first."""
+    if STEP not in table.column_names:
+        return [list(range(length)) for length in table["length"].to_pylist()]
+    return [[i for i, step in enumerate(steps) if step >= 0] for steps in table[STEP].to_pylist()]
 
 
 def forecast(told: Bundle, file: str) -> pa.Table:

@@ -22,7 +22,7 @@ from datasets.views import View
 from models.batch import Batch
 from models.sequence import SequenceModel
 from workflows import bundle, checkpoint, loop
-from workflows.experiment import Experiment, dataset_of, differences, storing_of
+from workflows.experiment import Experiment, dataset_of, differences, storing_of, task_of
 from workflows.loop import Hooks, Progress, Step, Workers
 
 EVALUATION_ROWS = 256         # of a global batch when no gradients are kept
@@ -63,6 +63,7 @@ class Data:
                  workers: Workers) -> None:
         self.experiment, self.prepared, self.cached, self.workers = experiment, prepared, cached, workers
         self.dataset, self.storing = dataset_of(experiment), storing_of(experiment)
+        self.task = task_of(experiment, self.dataset)
         self.splits = [s for s in ("train", "validation", "test") if self._has(s)]
 
     def _has(self, split: str) -> bool:
@@ -70,7 +71,7 @@ class Data:
         return split in self.prepared.parts or any(split in s.get("bounds", {}) for s in state.get("series", [])[:1])
 
     def view(self, split: str) -> View:
-        return self.dataset.view(self.prepared, split, self.experiment.task)
+        return self.dataset.view(self.prepared, split, self.task)
 
     def plan(self, view: View, *, training: bool) -> Plan:
         settings = self.experiment.training
@@ -85,7 +86,7 @@ class Data:
         settings = self.experiment.training
         if settings.batch_seconds is None:
             return settings.batch_tokens
-        rate = self.dataset.spec(self.prepared.state, self.experiment.task)["rate"]
+        rate = self.dataset.spec(self.prepared.state, self.task)["rate"]
         return max(1, int(settings.batch_seconds * rate))
 
     def ingest(self, split: str, *, training: bool) -> Ingest:
@@ -154,7 +155,8 @@ def work(job: Job) -> dict[str, Any]:
 def make_model(experiment: Experiment, prepared: Prepared,
                device: torch.device) -> tuple[SequenceModel, dict[str, Any]]:
     """The model of an experiment with the weights that its seed gives, and what it was told of its rows."""
-    spec = dataset_of(experiment).spec(prepared.state, experiment.task)
+    dataset = dataset_of(experiment)
+    spec = dataset.spec(prepared.state, task_of(experiment, dataset))
     torch.manual_seed(experiment.training.seed)
     model: SequenceModel = models.build(spec, experiment.model, experiment.task)
     return model.to(device, torch.float64 if experiment.training.precision == "fp64" else torch.float32), spec

@@ -19,7 +19,7 @@ Rotation = tuple[Tensor, Tensor]   # cos and sin, each (T, K / 2)
 
 
 def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: int = 4,
-          feedforward: int | None = None, dropout: float = 0.0, causal: bool = False,
+          feedforward: int | None = None, dropout: float = 0.0, attention_dropout: float = 0.0, causal: bool = False,
           positions: Positions = "rotary") -> Family:
     """A stack of self-attention blocks.
 
@@ -28,7 +28,9 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
         layers: blocks.
         heads: attention heads per block, each hidden_size / heads wide.
         feedforward: width inside each block's feedforward half; unset, 4 * hidden_size.
-        dropout: probability that an attention weight, or a unit of a sublayer's output, is dropped.
+        dropout: probability that a unit of a sublayer's output is dropped.
+        attention_dropout: probability that an attention weight is dropped; on the CPU this takes several times as long,
+            as no fused kernel drops any.
         causal: attend to the present and earlier steps only.
         positions: rotary turns queries and keys by their step, so that attention sees distances (Su et al. 2021)
             and needs an even head width; sinusoidal adds waves to the input, so that it sees places
@@ -40,6 +42,9 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
     feedforward = 4 * hidden_size if feedforward is None else feedforward
     check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers, heads=heads, feedforward=feedforward,
                 dropout=dropout)
+    if not 0 <= attention_dropout < 1:
+        raise ValueError(f"model.attention_dropout={attention_dropout} is no probability below 1; use a value in "
+                         "[0, 1), 0 for none")
     check_choice("positions", positions, get_args(Positions))
     if hidden_size % heads:
         raise ValueError(f"model.hidden_size={hidden_size} cannot be divided among model.heads={heads}; "
@@ -48,17 +53,19 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
     if turned % 2:
         raise ValueError(f"model.positions={positions} pairs units, but model.hidden_size={hidden_size} with "
                          f"model.heads={heads} gives {turned}; use a hidden_size such as {hidden_size * 2}")
-    blocks = [Block(hidden_size, heads, feedforward=feedforward, dropout=dropout, causal=causal)
-              for _ in range(layers)]
+    blocks = [Block(hidden_size, heads, feedforward=feedforward, dropout=dropout, attention_dropout=attention_dropout,
+                    causal=causal) for _ in range(layers)]
     return Transformer(input_size, blocks, positions=positions)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x)) with a GELU (Hendrycks & Gimpel 2016)."""
 
-    def __init__(self, size: int, heads: int, *, feedforward: int, dropout: float, causal: bool) -> None:
+    def __init__(self, size: int, heads: int, *, feedforward: int, dropout: float, attention_dropout: float,
+                 causal: bool) -> None:
         super().__init__()
-        self.size, self.heads, self.dropout, self.causal = size, heads, dropout, causal
+        self.size, self.heads, self.causal = size, heads, causal
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         self.attention_norm = nn.LayerNorm(size)
         self.query_key_value = nn.Linear(size, 3 * size)
         self.attention_out = nn.Linear(size, size)
@@ -81,7 +88,8 @@ class Block(nn.Module):
         q, k, v = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=drop, is_causal=self.causal)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, is_causal=self.causal,
+                                           dropout_p=self.attention_dropout if self.training else 0.0)
         a = a.transpose(1, 2).flatten(2)                                                    # (B, N, T, K) -> (B, T, H)
         x = x + F.dropout(self.attention_out(a), drop)
         f = self.feedforward_out(F.gelu(self.feedforward_in(self.feedforward_norm(x))))     # (B, T, G) inside

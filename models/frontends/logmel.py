@@ -20,6 +20,7 @@ from models.sequence import Frontend
 
 LOWEST = 20.0           # Hz, where the first band begins; below it recordings hold hum
 FLOOR = 1e-10           # least energy of a band: less than rounding to 16 bits leaves, so only digital silence is cut
+USUAL, SPREAD = -6.0, 4.0   # about mean and deviation of speech: families expect numbers around 0
 LEAST_SPREAD = 1e-3     # least deviation that is divided by, so that silence stays 0
 
 
@@ -67,8 +68,7 @@ class LogMel(FramesFrontend):
             frames = (lengths - self.window).clamp(min=0) // self.hop + 1
             x = self._energies(x).clamp(min=FLOOR).log()
             mask = step_mask(x, frames)[..., None]                                              # (B, F, 1)
-            if self.cmvn:
-                x = normalised(x, mask, frames.to(x.device))
+            x = normalised(x, mask, frames.to(x.device)) if self.cmvn else (x - USUAL) / SPREAD
             return x.masked_fill(~mask, 0).to(self.kind.dtype), frames
 
     def _energies(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, h
         window_ms: length of a (Hann) window in milliseconds.
         hop_ms: milliseconds between the starts of windows.
         cmvn: each band of each recording is brought to mean 0 and deviation 1, which takes out the microphone and the
-            loudness (cepstral mean and variance normalisation).
+            loudness (cepstral mean and variance normalisation); else a usual mean and deviation, the same for all.
         stack: consecutive frames that make one step of the family.
         time_masks: runs of frames of each recording that are set to 0 in training (SpecAugment).
         time_mask: the longest of them, as a share of the recording's frames; lengths are drawn from 0 to it.

@@ -21,8 +21,8 @@ PADDING, UNKNOWN, WORDS = 0, 1, 4       # ids; those from WORDS on are words
 class Tokens(Frontend):
     """A learned vector for each token. See `build`.
 
-    Steps have variance 1, which is what families expect of their inputs, from weights of variance 1 / E, so that a
-    step of the optimizer turns a vector as fast whatever its size (Vaswani et al. 2017, section 3.4).
+    Vectors begin small, N(0, 0.1^2): with torch's N(0, 1) the vectors of rare words stay near where they began, and
+    families learn them by heart.
     """
 
     def __init__(self, vocabulary: int, *, embedding_size: int, embedding_dropout: float,
@@ -33,9 +33,8 @@ class Tokens(Frontend):
         check_share("model.token_dropout", token_dropout)
         self.size, self.token_dropout = embedding_size, token_dropout
         self.embedding = nn.Embedding(vocabulary, embedding_size, padding_idx=PADDING)
-        self.scale = embedding_size ** 0.5
         self.dropout = nn.Dropout(embedding_dropout)
-        nn.init.normal_(self.embedding.weight, std=1 / self.scale)
+        nn.init.normal_(self.embedding.weight, std=0.1)
         nn.init.zeros_(self.embedding.weight.detach()[PADDING])
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -45,7 +44,7 @@ class Tokens(Frontend):
             keys = batch.keys.to(tokens.device, non_blocking=True)
             dropped = augment.uniform(keys, tokens.shape[1], augment.TOKEN) < self.token_dropout
             tokens = tokens.masked_fill(dropped & (tokens >= WORDS), UNKNOWN)
-        x: Tensor = self.embedding(tokens) * self.scale
+        x: Tensor = self.embedding(tokens)
         return self.dropout(x), batch.lengths["tokens"], {}
 
 

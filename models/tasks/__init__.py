@@ -1,4 +1,8 @@
-"""Tasks: what is predicted, one a file; the file's name is the task's name, as with families."""
+"""Tasks: what is predicted, one a file; the file's name is the task's name, as with families.
+
+``READS`` says which of what a dataset offers a task can learn from, the first that is there: ``label`` (a class a row),
+``labels`` (any number of them), ``step_labels`` (a class a step), ``numbers``, ``series``.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -14,7 +14,9 @@ from models.classification import ChoiceTask, ClassWeights, balanced, decisions,
 from models.families import check_choice
 from models.options import check_share
 from models.pooling import Kind, PooledHead
-from models.sequence import Artifact, SequenceModel, Sums, Task, full, mean
+from models.sequence import Artifact, Columns, SequenceModel, Sums, Task, full, mean
+
+READS = ("label", "labels")
 
 
 class Classify(ChoiceTask):
@@ -34,6 +36,11 @@ class Classify(ChoiceTask):
     def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B,) twice."""
         return batch.targets["label"], batch.weights
+
+    def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
+        """class and probability."""
+        best = found["probability"].max(-1)
+        return {"class": [names[k] for k in best.indices.tolist()], "probability": best.values.tolist()}
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """probability (B, K)."""
@@ -83,6 +90,12 @@ class ClassifySeveral(Task):
         """decisions: for each class, how many were right and wrong, by kind; (K,) each."""
         kinds = ("true_positive", "false_positive", "false_negative", "true_negative")
         return [Artifact("decisions", dict(zip(kinds, sums["decisions"].long().T.tolist(), strict=True)))]
+
+    def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
+        """classes that are more likely than not, and their probabilities, with blanks between."""
+        rows = [[(names[k], p) for k, p in enumerate(row) if p > 0.5] for row in found["probability"].tolist()]
+        return {"classes": [" ".join(name for name, _ in row) for row in rows],
+                "probabilities": [" ".join(f"{p:.4f}" for _, p in row) for row in rows]}
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """probability (B, K), of each class by itself."""

@@ -18,6 +18,8 @@ from models.sequence import Baseline, SequenceModel, Sums, Task, full, mean
 Loss = Literal["mse", "mae", "huber", "quantile"]
 Head = Literal["last", "flatten"]
 
+READS = ("series",)
+
 
 class Forecast(Task):
     """A linear head over the family's last step, or over all of them, in units of the scaled targets.

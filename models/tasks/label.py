@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.batch import Batch
 from models.classification import ChoiceTask, ClassWeights
 from models.options import check_share
-from models.sequence import SequenceModel, Task, full
+from models.sequence import Columns, SequenceModel, Task, full
 
+READS = ("step_labels",)
 NONE = -1       # the target of a step without a label, and of padding
 
 
@@ -36,6 +38,13 @@ class Label(ChoiceTask):
         """(B, T) twice; weight 0 where a step has no label."""
         labels = batch.targets["step_labels"]
         return labels.clamp(min=0), batch.weights[:, None].expand_as(labels).masked_fill(labels == NONE, 0)
+
+    def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
+        """classes and probabilities of the steps, with blanks between."""
+        rows = [p[torch.tensor(kept, dtype=torch.int64)].max(-1)
+                for p, kept in zip(found["probability"], steps, strict=True)]
+        return {"classes": [" ".join(names[k] for k in row.indices.tolist()) for row in rows],
+                "probabilities": [" ".join(f"{p:.4f}" for p in row.values.tolist()) for row in rows]}
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """probability (B, T, K), and steps (B,): how many of each row's are no padding."""

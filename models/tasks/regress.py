@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from models.batch import Batch
 from models.pooling import Kind, PooledHead
-from models.sequence import SequenceModel, Sums, Task, full, mean
+from models.sequence import Columns, SequenceModel, Sums, Task, full, mean
+
+READS = ("numbers",)
 
 
 class Regress(Task):
@@ -44,7 +46,7 @@ class Regress(Task):
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over rows of weight x mean squared error of its scaled numbers, sum of weights)."""
         out = self.outputs(model, batch)
-        error = out - self._scaled(batch).to(out.dtype)
+        error = out - self.scaled(batch).to(out.dtype)
         return (error.square().mean(1) * batch.weights).sum(), self.weight(batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
@@ -56,6 +58,10 @@ class Regress(Task):
             found["r2"] = 1 - found.pop("unexplained")
         return found
 
+    def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
+        """A column for each number."""
+        return {name: found["value"][:, i].tolist() for i, name in enumerate(names)}
+
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """value (B, N) in raw units."""
         out = self.outputs(model, batch)
@@ -63,16 +69,16 @@ class Regress(Task):
 
     def baselines(self, batch: Batch) -> dict[str, Sums]:
         """mean: the training mean, for every row."""
-        return {"mean": self._errors(torch.zeros_like(self._scaled(batch)), batch)}
+        return {"mean": self._errors(torch.zeros_like(self.scaled(batch)), batch)}
 
-    def _scaled(self, batch: Batch) -> Tensor:
+    def scaled(self, batch: Batch) -> Tensor:
         """The targets (B, N) in scaled units, float64: raw ones may lie far from 0, where float32 has few digits."""
         numbers = batch.targets["numbers"].reshape(len(batch.weights), -1)
         return (numbers.double() - self.mean) / self.std
 
     def _errors(self, out: Tensor, batch: Batch) -> Sums:
         """Sums for a prediction (B, N) in scaled units."""
-        target = self._scaled(batch)
+        target = self.scaled(batch)
         error = out.double() - target
         count = batch.weights.sum(dtype=torch.float64)
 

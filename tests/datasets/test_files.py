@@ -1,14 +1,18 @@
 """Finding raw files, and reading their rows with numbers that a person would count."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datasets import files
 
@@ -144,7 +148,13 @@ def test_parquet_keeps_types_and_rows_count_from_1(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.csv", b"x,y\n1,2\n1,2,3\n", r"a.csv, row 3: 3 values where the header names 2"),
-    ("a.csv", b"x,y\n\xff\xfe,2\n", r"(?i)a.csv cannot be read: .*utf-?8"),
+    ("a.csv", b"x,y\n\xff\xfe,2\n", r"a.csv, row 2: column 'x': not UTF-8; correct or remove it"),
+    ("a.csv", b"x,\xff\n1,2\n", r"a.csv, line 1: the name of a column is not UTF-8"),
+    ("a.jsonl", b'{"x": 1}\n{"x": \n', r"a.jsonl, row 2: not JSON: Expecting value \(character 6\); correct"),
+    ("a.jsonl", b'{"x": 1}\n\n{"y": 1}\n', r"a.jsonl, row 3: column 'x': missing; correct or remove it"),
+    ("a.jsonl", b'{"xx": 1}\n{"y": 1}\n', r"a.jsonl has no column 'x', did you mean 'xx'\? Its columns: xx, y"),
+    ("a.jsonl.gz", b'{"x": 1}\n', r"a.jsonl.gz cannot be read: "),
+    ("a.txt", b"x\n", r"a.txt has no column 'x'. Its columns: text"),
     ("a.csv", b"x,x\n1,2\n", r"a.csv has 2 columns named 'x'; rename all but one"),
     ("a.csv", b"\nx,y\n", r"a.csv, line 1: blank, but names of columns were expected"),
     ("a.csv", b"X,y\n1,2\n", r"a.csv has no column 'x'. Its columns: X, y"),
@@ -181,3 +191,152 @@ def test_other_errors_pass_unchanged():
     with pytest.raises(Exception, match="ours") as caught, files.user_errors():
         ray.data.range(1).map_batches(broken).take_all()
     assert not isinstance(caught.value, ValueError)
+
+
+# --- rows that cannot be parsed -------------------------------------------------------------------------------------
+
+def lenient(path: str, columns: list[str] | None = None) -> tuple[list[tuple], dict[int, str]]:
+    """([(row, value, ...) of good rows], row -> field and reason of the others), both in the order of the rows."""
+    rows = [row for table in files.read_blocks(path, columns, lenient=True) for row in table.to_pylist()]
+    rows.sort(key=lambda row: row["__row"])
+    assert len({row["__row"] for row in rows}) == len(rows)
+    told = ("__row", "__file", "__bad")
+    return ([(row["__row"], *(value for name, value in row.items() if name not in told)) for row in rows
+             if row["__bad"] is None],
+            {row["__row"]: f"{row['__bad']['field']}: {row['__bad']['reason']}" for row in rows if row["__bad"]})
+
+
+@pytest.mark.parametrize("block", [16, 24, 1 << 20])
+def test_csv_rows_that_cannot_be_parsed_are_handed_on_by_number(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+    (tmp_path / "a.csv").write_bytes(b"x,y\n1,2\n1,2,3\n\n4\n\xff,5\n6,7\n\n8,9,\n10,\xfe\n11,12\n9\n")
+    good, bad = lenient(str(tmp_path / "a.csv"), ["y", "x"])
+    assert good == [(2, "2", "1"), (7, "7", "6"), (11, "12", "11")]
+    assert bad == {3: ": 3 values where the header names 2", 5: ": 1 value where the header names 2",
+                   6: "x: not UTF-8", 9: ": 3 values where the header names 2", 10: "y: not UTF-8",
+                   12: ": 1 value where the header names 2"}
+    assert lenient(str(tmp_path / "a.csv"), ["y"])[1].keys() == bad.keys() - {6}        # x is not read
+
+
+@given(st.lists(st.sampled_from([b"1,2", b"1", b"1,2,3", b"", b"\xff,2", b'"a\nb",2', "ä,ö".encode()]), max_size=40),
+       st.integers(12, 80))
+@settings(max_examples=60, deadline=None)
+def test_csv_rows_keep_their_numbers_whatever_is_broken_and_wherever_blocks_end(tmp_path_factory, lines, block):
+    path = tmp_path_factory.mktemp("drawn") / "a.csv"
+    path.write_bytes(b"\n".join([b"x,y", *lines, b"7,8"]) + b"\n")
+    expected = {i: line for i, line in enumerate([*lines, b"7,8"], 2) if line}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "BLOCK_BYTES", block)
+        good, bad = lenient(str(path))
+    assert [(row, f"{x},{y}".encode()) for row, x, y in good] == [
+        (i, line.replace(b'"', b"")) for i, line in expected.items() if line.count(b",") == 1 and b"\xff" not in line]
+    assert sorted(bad) == [i for i, line in expected.items() if line.count(b",") != 1 or b"\xff" in line]
+
+
+def test_a_quote_that_swallows_rows_is_told_and_never_passes_as_one_bad_row(tmp_path):
+    path = write(tmp_path / "a.csv", 'x,y\n1,2\n"a,3\n4,5\n6,7\n')
+    with pytest.raises(ValueError, match=r'a.csv, row 3: a quote \("\) opens here that is never closed'):
+        lenient(path)
+    write(tmp_path / "a.csv", 'x,y\n1,2\n"a,3\n4,5\n6,"7"\n8,9\n')
+    assert lenient(path) == ([(2, "1", "2"), (4, "8", "9")], {
+        3: ': 1 value where the header names 2, over 3 lines: is there a quote (") that is never closed?'})
+
+
+def test_a_csv_row_longer_than_a_block_is_an_error_that_says_what_to_look_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 32)
+    path = write(tmp_path / "a.csv", "x,y\n1," + "a" * 200 + "\n1,2\n")
+    with pytest.raises(ValueError, match=r"a.csv: no end of a row is found in 32 bytes; look for a quote"):
+        lenient(path)
+
+
+def test_json_rows_that_cannot_be_used_are_handed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE_ROWS", 4)
+    lines = [b'\xef\xbb\xbf{"x": "a", "y": 1}', b"", b'{"x": "b"', b'["x"]', b'{"y": 2}', b'{"x": 3, "y": 3}',
+             b'{"x": "c", "y": "4", "z": 0}', b'{"x": "\xff", "y": 5}', b"  \t", b'{"x": "\\ud800", "y": 6}',
+             b'{"x": null, "y": 7.5}', b'{"x": "d", "y": 1' + b"0" * 400 + b"}", b'{"x": "e", "y": null} x',
+             b'{"x": "f", "y": 8}']
+    (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
+    good, bad = lenient(str(tmp_path / "a.jsonl"), ["x", "y"])
+    assert good == [(1, "a", 1), (11, None, 7.5), (14, "f", 8)]
+    assert bad == {3: ": not JSON: Expecting ',' delimiter (character 10)",
+                   4: ": a JSON object was expected, not list", 5: "x: missing",
+                   6: "x: number where other rows have text", 7: "y: text where other rows have number",
+                   8: ": not UTF-8", 10: "x: half a character (a lone surrogate)", 12: "y: a number that is too large",
+                   13: ": not JSON: Extra data (character 23)"}
+    whole = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(whole[:60]) + gzip.compress(whole[60:]))
+    assert lenient(str(tmp_path / "b.jsonl.gz"), ["x", "y"]) == (good, bad)
+
+
+@pytest.mark.parametrize(("values", "good", "reasons"), [
+    ([None, [], [1, 2], [1.5], [[1]], "q", [True]], [None, [], [1, 2], [1.5]],
+     ["list of list of number where other rows have list of number", "text where other rows have list of number",
+      "list of true or false where other rows have list of number"]),
+    ([[[1, 2], [3]], [[4.5, 5]], [1, 2], [[6, "a"]], [[]], []], [[[1, 2], [3]], [[4.5, 5]], [[]], []],
+     ["list of number where other rows have list of list of number", "a list of different things"]),
+    ([["a"], ["b", None], [1], None, {"c": 1}], [["a"], ["b", None], None],
+     ["list of number where other rows have list of text", "an object"]),
+    ([1, True, 2], [1, 2], ["true or false where other rows have number"]),
+    ([1, 2 ** 70, -1], [1, 2.0 ** 70, -1], []),
+    ([{"a": 1}, {"a": "b"}], [], ["an object", "an object"]),
+    ([[{"a": 1}], [{"a": "b"}]], [], ["an object", "an object"]),
+])
+def test_json_values_of_another_kind_than_most_are_bad_whatever_comes_first(tmp_path, values, good, reasons):
+    for order in (1, -1):
+        path = write(tmp_path / "a.jsonl", "".join(json.dumps({"x": value}) + "\n" for value in values[::order]))
+        found, bad = lenient(path, ["x"])
+        assert [value for _, value in found] == good[::order]
+        assert list(bad.values()) == [f"x: {reason}" for reason in reasons[::order]]
+
+
+def test_a_file_without_a_json_object_is_refused_unless_its_columns_are_known(tmp_path):
+    path = write(tmp_path / "a.jsonl", "x\n[1]\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, row 1: not JSON: .*; give one JSON object a line"):
+        rows_of(path)
+    assert lenient(path, ["x"])[1].keys() == {1, 2}
+
+
+def test_lines_of_text_are_rows_blank_ones_left_out(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\n  \ntwo, \"2\"\n\xff\nlast")
+    assert lenient(str(tmp_path / "a.txt")) == ([(1, "one"), (4, 'two, "2"'), (6, "last")], {5: "text: not UTF-8"})
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress((tmp_path / "a.txt").read_bytes()))
+    assert lenient(str(tmp_path / "a.txt.gz")) == lenient(str(tmp_path / "a.txt"))
+    with pytest.raises(ValueError, match=r"a.txt, row 5: column 'text': not UTF-8; correct or remove it"):
+        rows_of(str(tmp_path / "a.txt"))
+
+
+def test_parquet_text_that_is_not_utf_8_is_a_bad_row(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    broken = pa.array([b"a", b"\xff", None, "ä".encode()])
+    text = pa.StringArray.from_buffers(4, *broken.buffers()[1:], broken.buffers()[0])
+    nested = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), text)
+    pq.write_table(pa.table({"bytes": broken, "text": text, "words": nested, "number": [1, 2, 3, 4]}), path)
+    for column, first in (("bytes", "a"), ("text", "a"), ("words", ["a"])):
+        good, bad = lenient(path, [column])
+        assert (good[0], bad) == ((1, first), {2: f"{column}: not UTF-8"})
+        assert [row for row, _ in good] == [1, 3, 4]
+        with pytest.raises(ValueError, match=rf"a.parquet, row 2: column '{column}': not UTF-8; correct"):
+            rows_of(path, [column])
+
+
+def test_parquet_text_of_any_storage_is_plain_text(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    values = pa.array(["a", "b", None, "a"])
+    pq.write_table(pa.table({"coded": values.dictionary_encode(), "view": values.cast(pa.string_view()),
+                             "large": values.cast(pa.large_string())}), path)
+    [table] = files.read_blocks(path, None, lenient=True)
+    assert [str(field.type) for field in table.schema][:3] == ["string", "string", "large_string"]
+    for name in ("coded", "view", "large"):
+        assert table[name].to_pylist() == values.to_pylist()
+
+
+def test_parquet_is_decoded_in_blocks_of_bounded_memory_of_the_columns_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_MEMORY", 10_000)
+    path = str(tmp_path / "a.parquet")
+    rng = np.random.default_rng(0)
+    pq.write_table(pa.table({"small": np.arange(200), "large": [rng.bytes(1000).hex() for _ in range(200)]}), path,
+                   row_group_size=70)
+    blocks = list(files.read_blocks(path, ["small", "large"], lenient=True))
+    assert max(len(block) for block in blocks) <= 6 and sum(len(block) for block in blocks) == 200
+    assert [row for block in blocks for row in block["__row"].to_pylist()] == list(range(1, 201))
+    assert len(list(files.read_blocks(path, ["small"], lenient=True))) <= 3

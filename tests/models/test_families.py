@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import families
+from models import families, recurrent, stairs
 from models.families import transformer
 
 torch.set_num_threads(1)
@@ -20,6 +20,16 @@ torch.set_num_threads(1)
 RECURRENT = ["gru", "lstm", "rnn"]
 UNEQUAL, EQUAL = [7, 1, 4], [7, 7, 7]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.fixture(params=["stairs", "packed"])
+def kernels(request, monkeypatch):
+    """Unequal rows through each of the two ways that recurrent families have for them."""
+    if request.param == "packed":
+        monkeypatch.setattr(stairs, "scan", recurrent.packed)
+
+
+both_ways = pytest.mark.usefixtures("kernels")
 
 
 def make(name, input_size=5, seed=0, **options):
@@ -104,6 +114,7 @@ def textbook(family, x, f):
 KERNELS = [("gru", {}), ("lstm", {})] + [("rnn", {"nonlinearity": f}) for f in NONLINEARITY]
 
 
+@both_ways
 @pytest.mark.parametrize("lengths", [UNEQUAL, EQUAL, [5, 5, 5]], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
@@ -124,6 +135,7 @@ def test_recurrent_family_follows_its_equations(name, options, layers, bidirecti
     assert set(state) == set(expected[0][1])
 
 
+@both_ways
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("output_nonlinearity", [*NONLINEARITY, "none"])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITY)
@@ -145,6 +157,7 @@ def test_article_output_reads_the_last_layer_and_the_input(nonlinearity, output_
 STATEFUL = [*KERNELS, ("rnn", {"output": "article"})]
 
 
+@both_ways
 @pytest.mark.parametrize(("name", "options"), STATEFUL)
 def test_state_carried_over_chunks_equals_one_pass(name, options):
     family = make(name, layers=2, initial="learned", **options)
@@ -156,6 +169,45 @@ def test_state_carried_over_chunks_equals_one_pass(name, options):
     for key in end:
         torch.testing.assert_close(state[key], end[key], atol=1e-12, rtol=0)
         assert state[key].is_contiguous()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, o in KERNELS if o.get("nonlinearity") != "sigmoid"])
+def test_stairs_give_what_packed_rows_give(name, options, layers, bidirectional, padded, monkeypatch):
+    family = make(name, layers=layers, bidirectional=bidirectional, initial="learned", **options)
+    lengths = torch.tensor([5, 20, 1, 20, 13, 5])
+    x = torch.randn(6, 23 if padded else 20, 5, dtype=torch.float64)
+    found = []
+    for scan in (stairs.scan, recurrent.packed):
+        monkeypatch.setattr(stairs, "scan", scan)
+        read = x.clone().requires_grad_()
+        y, state = family(read, lengths)
+        loss = sum((s * torch.linspace(-1, 1, s.numel()).view_as(s)).sum() for s in (y, *state.values()))
+        gradients = torch.autograd.grad(loss, [read, *family.parameters()])
+        found.append([y, *state.values(), *gradients])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_stairs_are_as_many_as_lengths_and_without_padding_there_is_one(monkeypatch):
+    calls, run = [], stairs.run
+    monkeypatch.setattr(stairs, "run", lambda kernel, x, hx: calls.append(tuple(x.shape[:2])) or run(kernel, x, hx))
+    family, x = make("gru", layers=2), torch.randn(4, 40, 5, dtype=torch.float64)
+    for lengths, expected in (([39, 40, 39, 40], [(4, 39), (2, 1)]), ([40, 40, 40, 40], [(4, 40)]),
+                              ([4, 1, 4, 39], [(4, 1), (3, 3), (1, 35)])):
+        calls.clear()
+        family(x, torch.tensor(lengths))
+        assert calls == expected                # no step of padding is computed
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_both_directions_drop_units_between_layers_at_the_rate_of_the_kernel(name, monkeypatch):
+    family = make(name, layers=2, bidirectional=True, dropout=0.5).train()
+    dropped, plain = [], torch.nn.functional.dropout
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda *a: dropped.append(a[1:]) or plain(*a))
+    family(*rows(UNEQUAL))
+    assert dropped == [(0.5, True)]
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -190,6 +242,7 @@ def test_random_initial_state_differs_by_row_in_training_and_is_zero_in_evaluati
     assert family.initial_state(1000)["h"].std() == pytest.approx(0.1, rel=0.05)
 
 
+@both_ways
 @pytest.mark.parametrize("name", RECURRENT)
 def test_learned_initial_state_is_one_for_all_rows_and_gets_a_gradient(name):
     family = make(name, initial="learned")
@@ -319,6 +372,7 @@ def test_every_family_has_a_variant():
     assert {name for name, _ in VARIANTS} == set(families.names())
 
 
+@both_ways
 @every_variant
 def test_padding_has_no_influence_on_outputs_states_or_gradients(name, options):
     family = make(name, layers=2, **options)
@@ -336,6 +390,7 @@ def test_padding_has_no_influence_on_outputs_states_or_gradients(name, options):
         assert torch.isfinite(x.grad).all() and (x.grad[1, 1:] == 0).all() and (x.grad[1, 0] != 0).any()
 
 
+@both_ways
 @every_variant
 def test_longer_padding_changes_nothing(name, options):
     family = make(name, **options)
@@ -357,6 +412,7 @@ def test_causal_says_whether_later_steps_are_seen(name, options):
     assert family.causal == (not options.get("bidirectional") and (name != "transformer" or "causal" in options))
 
 
+@both_ways
 @every_variant
 def test_every_parameter_gets_a_finite_gradient_in_training(name, options):
     family = make(name, layers=2, dropout=0.2, **options).train()
@@ -371,6 +427,7 @@ def test_one_row_of_one_step_works(name, options):
     assert y.shape == (1, 1, family.size) and torch.isfinite(y).all() and (y != 0).any()
 
 
+@both_ways
 @every_variant
 def test_dropout_acts_in_training_only(name, options):
     family = make(name, layers=2, dropout=0.5, **options)
@@ -381,6 +438,7 @@ def test_dropout_acts_in_training_only(name, options):
     assert not torch.equal(family(x, lengths)[0], family(x, lengths)[0])
 
 
+@both_ways
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("lengths", [UNEQUAL, EQUAL], ids=str)
 @every_variant
@@ -398,6 +456,7 @@ def test_autocast_trains_and_stays_near_full_precision(name, options, lengths, d
     assert all(torch.isfinite(p.grad).all() for p in family.parameters())
 
 
+@both_ways
 @every_variant
 def test_weights_in_half_precision_give_outputs_in_half_precision(name, options):
     family = make(name, **options).bfloat16()
@@ -499,3 +558,14 @@ def test_sigmoid_loop_equals_the_fused_kernel_given_its_nonlinearity(monkeypatch
     for (key, a), b in zip(every_parameter_gradient(fused, x, lengths).items(),
                            every_parameter_gradient(plain, x, lengths).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0, msg=key)
+
+
+def test_attention_dropout_drops_attention_weights_in_training_only():
+    family = make("transformer", attention_dropout=0.5)
+    x, lengths = rows(EQUAL)
+    family.eval()
+    assert torch.equal(family(x, lengths)[0], family(x, lengths)[0])
+    family.train()
+    assert not torch.equal(family(x, lengths)[0], family(x, lengths)[0])
+    assert torch.equal(make("transformer", attention_dropout=0.5).eval()(x, lengths)[0],
+                       make("transformer").eval()(x, lengths)[0])
