@@ -228,9 +228,9 @@ def _at_rate(samples: NDArray[Any], given: int, rate: int) -> NDArray[np.int16]:
     whole = samples.dtype == np.int16
     if whole and samples.shape[1] == 1 and given == rate:
         return samples[:, 0]
-    mono = samples.mean(1, dtype=np.float32) / np.float32(SCALE if whole else 1)
-    if not np.isfinite(mono).all():
+    if not whole and not np.isfinite(samples).all():
         raise _Unusable("has samples that are no finite numbers")
+    mono = samples.mean(1, dtype=np.float32) / np.float32(SCALE if whole else 1)
     if given != rate:
         mono = np.asarray(soxr.resample(mono, given, rate))
     if not len(mono):

@@ -417,7 +417,7 @@ class Records:
                 names = found if name == told.label else [x for value in found for x in value or ()]
                 out["classes"][name] = Counter(x for x in names if x is not None)
         if told.number_columns:
-            numbers = np.stack([_numbers(table, name)[rows] for name in told.number_columns], 1)
+            numbers = self._told_numbers(table, rows)
             out["numbers"] = tally_moments(numbers[np.isfinite(numbers).all(1)])
         return out
 
@@ -448,14 +448,18 @@ class Records:
             found = [_indices(lists[i], told.step_labels, index, i, bad) for i in rows]
             out["step_labels"] = pa.array(_by_step(found, rows, columns, told.step_labels, bad), pa.list_(pa.int32()))
         if told.number_columns:
-            numbers = np.stack([_numbers(table, name)[rows] for name in told.number_columns], 1)      # (rows, N)
-            with np.errstate(over="ignore"):
-                stored = numbers.astype(np.float32)
-            for place, column in np.argwhere(~np.isfinite(stored)):
+            numbers = self._told_numbers(table, rows)
+            for place, column in np.argwhere(~np.isfinite(numbers)):
                 given = table[told.number_columns[column]][rows[place]].as_py()
                 bad.setdefault(rows[place], (told.number_columns[column], f"{given!r} is no finite number"))
-            out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), stored.shape[1])
+            out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
         return out
+
+    def _told_numbers(self, table: pa.Table, rows: Sequence[int]) -> NDArray[np.float32]:
+        """(rows, N): the numbers of these rows; not finite where there is none that float32 can hold."""
+        numbers = np.stack([_numbers(table, name)[rows] for name in self.told.number_columns], 1)
+        with np.errstate(over="ignore"):
+            return numbers.astype(np.float32)
 
 
 class Made(Records):
@@ -554,7 +558,9 @@ def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str,
     columns |= dataset.encode_told(table, rows, columns, bad)
     columns = {name: column for name, column in columns.items() if name not in (STEP, RAW_LENGTH)}
     kept = [place for place, i in enumerate(rows) if i not in bad]
-    stored = pa.table({name: column.take(pa.array(kept, pa.int64())) for name, column in columns.items()})
+    stored = pa.table(columns)
+    if len(kept) < len(rows):
+        stored = stored.take(pa.array(kept, pa.int64()))
     wrong = [json.dumps({"uri": table["__file"][i].as_py(), "row": table["__row"][i].as_py(), "field": bad[i][0],
                          "reason": bad[i][1]}) for i in own if i in bad]
     summary = json.dumps({"input": sums})

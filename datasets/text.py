@@ -24,6 +24,7 @@ Kind = Literal["bpe", "unigram", "word", "character", "byte"]
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")       # ids 0 to 3; the last also stands between two texts
 UNKNOWN, END = 1, 3
 SPACE = "\u2581"                                     # of unigram pieces, for a blank
+PIECES = re.compile(r"(?s).{1,1000}(?!\S)|.{1,1000}")       # to learn from: a megabyte without a blank takes for ever
 SLICE = 1000                                         # texts that are tokenized together
 
 
@@ -58,8 +59,9 @@ def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "b
     if min_count > 1 and tokenizer in ("unigram", "byte"):
         raise ValueError(f"dataset.min_count={min_count} has no meaning for dataset.tokenizer={tokenizer}; "
                          "leave it out")
-    if max_length is not None and max_length < len(columns):
-        raise ValueError(f"dataset.max_length={max_length} is too small; use at least {len(columns)}, or null")
+    shortest = 2 * len(columns) - 1                     # a token of each, and the mark between two
+    if max_length is not None and max_length < shortest:
+        raise ValueError(f"dataset.max_length={max_length} is too small; use at least {shortest}, or null")
     return Text(told=told, text=columns, tokenizer=tokenizer, vocabulary=vocabulary, min_count=min_count,
                 lowercase=lowercase, max_length=max_length)
 
@@ -91,8 +93,8 @@ class Text(Records):
     def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
         texts = [text for column in self.text for text in self._texts(table, column, rows) if text]
         if self.told.step_labels is not None:                   # each word is encoded by itself: learn from such
-            return {}, [word for words in texts for word in words if word]
-        return {}, texts
+            texts = [word for words in texts for word in words if word]
+        return {}, [piece for text in texts for piece in PIECES.findall(text)]
 
     def fit(self, texts: Iterator[list[str]], sums: State) -> State:
         """The tokenizer, as the JSON of the tokenizers library."""
@@ -100,18 +102,23 @@ class Text(Records):
         if trainer is None:
             super().fit(texts, sums)
             return {"tokenizer": made.to_str(), "vocabulary": made.get_vocab_size()}
-        made.train_from_iterator(self._roomy(texts, made) if self.tokenizer == "unigram" else texts, trainer)
-        told = _in_order(made.to_str()) if self.tokenizer == "unigram" else made.to_str()
+        if self.tokenizer == "unigram":
+            made.train_from_iterator(self._roomy(texts), trainer)
+            told = _in_order(made.to_str())
+        else:
+            made.train_from_iterator(texts, trainer)
+            told = made.to_str()
         return {"tokenizer": told, "vocabulary": _loaded(told).get_vocab_size()}
 
-    def _roomy(self, texts: Iterator[list[str]], made: tokenizers.Tokenizer) -> Iterator[list[str]]:
+    def _roomy(self, texts: Iterator[list[str]]) -> Iterator[list[str]]:
         """The same texts; ValueError at the end if the vocabulary has no room for their characters.
 
         Without room for them the trainer goes on for ever.
         """
         known = set(SPACE)
+        normalizer = _untrained(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)[0].normalizer
         for some in texts:
-            known.update(*(made.normalizer.normalize_str(text) for text in some))
+            known.update(*(normalizer.normalize_str(text) for text in some))
             yield some
         needed = len(SPECIAL) + len(known - {" "})
         if needed > self.vocabulary:

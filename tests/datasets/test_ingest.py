@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ from datasets.prepare import prepare
 from datasets.storage import Storage
 
 BEGIN = Cursor()
-TASK = {"kind": "forecast", "lookback": 48, "horizon": 24, "stride": 3}
+TASK = {"kind": "forecast", "lookback": 48, "horizon": 24, "stride": 3, "target": "label"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,13 +31,20 @@ def session():
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", params=["windows", "rows"])
+@pytest.fixture(scope="module", params=["windows", "rows", "text"])
 def source(request, tmp_path_factory):
     """(dataset, prepared data in many small shards, plan of the training split)."""
     root = Storage(tmp_path_factory.mktemp("prepared"))
     if request.param == "windows":
         dataset = datasets.build("generated", series=3, days=20)
         prepared = prepare(dataset, root, shard_bytes=3000)
+    elif request.param == "text":
+        path = tmp_path_factory.mktemp("raw") / "a.jsonl"
+        rng = np.random.default_rng(0)
+        path.write_text("".join(json.dumps({"text": "ab " * int(n), "label": int(n) % 2}) + "\n"
+                                for n in rng.integers(1, 100, 400)))
+        dataset = datasets.build("text", path=str(path), label="label", tokenizer="byte", split={"validation": 0.1})
+        prepared = prepare(dataset, root, shard_bytes=20_000)
     else:
         dataset = datasets.build("random_sequences", rows=400)
         prepared = prepare(dataset, root, shard_bytes=2000)
@@ -51,12 +59,13 @@ def source(request, tmp_path_factory):
 
 @ray.remote(num_cpus=1)
 def read(ingest, start, epochs):
-    """[(place, row ids of the global batch, own ids with weight, a sum over the inputs)] of every step."""
+    """[(place, row ids of the global batch, own ids with weight, a sum over what was read)] of every step."""
     configure_ray_data()
     found = []
     for cursor, ids, micro in ingest.steps(start, epochs):
         own = np.concatenate([m.row_ids.numpy()[m.weights.numpy() > 0] for m in micro])
-        total = sum(float((m.inputs["values"].double().sum((1, 2)) * m.weights).sum()) for m in micro)
+        total = sum(float(x.double().reshape(len(x), -1).sum(1) @ m.weights.double()) for m in micro
+                    for x in (*m.inputs.values(), *m.targets.values(), *m.lengths.values()))
         found.append((cursor, ids.tolist(), own.tolist(), len(micro), total))
     return found
 

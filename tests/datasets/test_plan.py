@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan import Cursor, Plan, checksum, checksum_range, share
+from datasets.plan import BUCKET, Cursor, Plan, buckets, checksum, checksum_range, share
 
 shards = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), min_size=1, max_size=12)
 
@@ -75,12 +75,67 @@ def test_order_is_a_function_of_seed_and_epoch(plan):
         assert [b for _, b in listed(plan, 1)] != [b for _, b in listed(replace(plan, seed=plan.seed + 1), 1)]
 
 
-def test_bucketed_batches_hold_little_padding():
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(3, 0.6, 20_000), 1, 400).astype(np.int32)
-    plan = Plan(np.full(20, 1000), np.full(20, 1), 512, batch_tokens=4096, lengths=lengths)
+@st.composite
+def ragged(draw):
+    """Plans over rows of unequal length, with or without a budget of tokens."""
+    longest = draw(st.integers(1, 3000))
+    rows = np.array(draw(st.lists(st.integers(0, 80), min_size=1, max_size=6)))
+    lengths = np.random.default_rng(draw(st.integers(0, 99))).integers(1, longest + 1, rows.sum()).astype(np.int32)
+    tokens = draw(st.none() | st.integers(longest, 6 * longest))
+    return Plan(rows, np.full(rows.size, 10), draw(st.integers(1, 70)), draw(st.integers(0, 9)),
+                draw(st.integers(10, 60)), draw(st.booleans()), tokens, lengths)
+
+
+@given(ragged(), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_rows_of_unequal_length_come_once_within_the_budget_and_in_few_more_batches_than_needed(plan, epoch):
+    seen, sizes = [], []
+    for _, _, ids in plan.epoch(epoch):
+        seen += ids.tolist()
+        sizes.append(ids.size)
+        lengths = plan.lengths[ids]
+        assert 0 < ids.size <= plan.batch_rows
+        assert plan.batch_tokens is None or ids.size * int(lengths.max()) <= plan.batch_tokens
+    assert sorted(seen) == list(range(plan.total))
+    if plan.batch_tokens is None:                              # a batch is full, but for the last of each window
+        windows = sum(1 for _ in plan.windows(epoch))
+        assert sum(size < plan.batch_rows for size in sizes) <= windows
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=1, max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_a_bucket_ends_less_than_its_share_above_each_length(lengths):
+    lengths = np.array(lengths, np.int32)
+    bounds = buckets(lengths)
+    assert (bounds >= lengths).all()
+    assert ((bounds - lengths) <= BUCKET * lengths).all()
+    shorter = np.argsort(lengths, kind="stable")
+    assert (np.diff(bounds[shorter]) >= 0).all()
+    assert len(set(bounds.tolist())) <= 1 + np.log(lengths.max()) / np.log(1 + BUCKET / 2) + 1 / BUCKET
+
+
+def test_batches_differ_between_epochs_even_where_all_lengths_do():
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 4001)).astype(np.int32)
+    for tokens in (None, 16_000):
+        plan = Plan(np.full(4, 1000), np.full(4, 1), 32, batch_tokens=tokens, lengths=lengths)
+        one, two = ([frozenset(ids.tolist()) for _, _, ids in plan.epoch(epoch)] for epoch in (0, 1))
+        assert len(set(one) & set(two)) < len(one) / 10
+        assert [min(batch) for batch in one] != sorted(min(batch) for batch in one)
+        long = [batch for batch in one if lengths[list(batch)].mean() > 2000]
+        together = {batch: max(len(batch & other) for other in two) / len(batch) for batch in long}
+        assert np.mean(list(together.values())) < 0.8
+
+
+@pytest.mark.parametrize("tokens", [None, 16_384])
+@pytest.mark.parametrize("windows", [1, 4])
+def test_bucketed_batches_hold_little_padding(tokens, windows):
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 0.9, 40_000), 1, 2000).astype(np.int32)
+    plan = Plan(np.full(20, 2000), np.full(20, 1), 64 if tokens is None else 4096, window_bytes=20 // windows,
+                batch_tokens=tokens, lengths=lengths)
+    assert len(plan.windows(0)) == windows
     used = sum(int(lengths[ids].sum()) for _, _, ids in plan.epoch(0))
     computed = sum(ids.size * int(lengths[ids].max()) for _, _, ids in plan.epoch(0))
+    assert used == lengths.sum()
     assert used / computed >= 0.95
 
 

@@ -332,3 +332,109 @@ def test_a_part_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no rows to prepare"):
         prepare(Nothing(), Storage(tmp_path))
     assert files(tmp_path) == []
+
+
+# --- quarantine ---------------------------------------------------------------------------------------------------
+
+def sentences(path: Path, bad: int, *, good: int = 60, **options):
+    """Rows with a label, `bad` of them without a text (every other of the first rows), split among all three splits."""
+    rows = [f"{'' if i % 2 and i < 2 * bad else f'word{i}'},{'yes' if i % 3 else 'no'}" for i in range(good + bad)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    return datasets.build("text", path=str(path), label="label",
+                          **{"tokenizer": "word", "split": {"validation": 0.3, "test": 0.3}} | options)
+
+
+def quarantined(prepared: Prepared) -> list[tuple]:
+    table = preparing.pq.read_table(prepared.quarantine.uri)
+    assert table.schema.equals(preparing.QUARANTINE)
+    return [(row["uri"], row["row"], row["field"], row["reason"]) for row in table.to_pylist()]
+
+
+def test_bad_rows_land_in_quarantine_once_and_a_stricter_limit_is_refused_later(tmp_path):
+    dataset, root = sentences(tmp_path / "a.csv", 12), Storage(tmp_path / "out")
+    prepared = prepare(dataset, root, limit=0.2)
+    assert quarantined(prepared) == [(str(tmp_path / "a.csv"), row, "text", "empty") for row in range(3, 27, 2)]
+    kept = sum(shard.rows for part in prepared.parts.values() for shard in part.shards)
+    assert (prepared.quarantine.rows, prepared.quarantine.kept, kept) == (12, 60, 60)
+    assert list(prepared.parts) == ["train", "validation", "test"]
+    before = files(tmp_path / "out")
+    assert prepare(dataset, root, limit=12 / 72).digest == prepared.digest
+    with pytest.raises(ValueError, match=r"12 of 72 records cannot be used, more than quarantine.limit=0.1 allows:"):
+        prepare(dataset, root, limit=0.1)
+    assert files(tmp_path / "out") == before
+
+
+def test_more_bad_rows_than_allowed_stop_with_the_first_ten_and_leave_nothing(tmp_path):
+    dataset = sentences(tmp_path / "a.csv", 12)
+    with pytest.raises(ValueError, match=r"12 of 72 records cannot be used") as caught:
+        prepare(dataset, Storage(tmp_path / "out"))
+    first = [f"{tmp_path / 'a.csv'}, row {row}, text: empty" for row in range(3, 23, 2)]
+    assert str(caught.value).splitlines()[1:] == [
+        *first, "... and 2 more", "correct them, or raise quarantine.limit"]
+    assert files(tmp_path) == ["a.csv"]
+    assert not (tmp_path / "out" / cache_key(dataset)).exists()
+
+
+def test_without_bad_rows_there_is_no_quarantine_file(tmp_path):
+    prepared = prepare(sentences(tmp_path / "a.csv", 0, split=None), Storage(tmp_path / "out"), limit=0)
+    assert (prepared.quarantine.rows, prepared.quarantine.kept, prepared.quarantine.uri) == (0, 60, "")
+    assert "quarantine.parquet" not in prepared.storage.names()
+
+
+def test_rows_of_all_kinds_of_fault_are_told_by_place_and_field(tmp_path):
+    (tmp_path / "train.csv").write_bytes(b"text,label\ngood,a\nfine,b\n,a\nmissing,\nmore,a,b\n\xff,a\nlast,b\n")
+    (tmp_path / "validation.jsonl").write_text('{"text": "good", "label": "a"}\n{"text": "x", "label": "c"}\n{\n[]\n'
+                                               '{"text": 1, "label": "a"}\n')
+    paths = {name.partition(".")[0]: str(tmp_path / name) for name in ("train.csv", "validation.jsonl")}
+    dataset = datasets.build("text", path=paths, label="label", tokenizer="word")
+    prepared = prepare(dataset, Storage(tmp_path / "out"), limit=0.9)
+    assert [(Path(uri).name, *told) for uri, *told in quarantined(prepared)] == [
+        ("train.csv", 4, "text", "empty"), ("train.csv", 5, "label", "no value"),
+        ("train.csv", 6, "", "3 values where the header names 2"), ("train.csv", 7, "text", "not UTF-8"),
+        ("validation.jsonl", 2, "label", "'c' is no class of the training rows"),
+        ("validation.jsonl", 3, "", "not JSON: Expecting property name enclosed in double quotes (character 2)"),
+        ("validation.jsonl", 4, "", "a JSON object was expected, not list"),
+        ("validation.jsonl", 5, "text", "number where other rows have text")]
+    assert prepared.quarantine.kept == 4
+    assert prepared.state["fitted"]["classes"] == {"label": ["a", "b"]}
+
+
+def test_wrong_columns_and_classes_are_errors_that_leave_nothing(tmp_path):
+    root = Storage(tmp_path / "out")
+    preparing.pq.write_table(pa.table({"text": [1, 2], "label": ["a", "b"], "list": [["a"], ["b"]]}),
+                             tmp_path / "a.parquet")
+    for options, message in (
+            ({"label": "label"}, "column 'text' holds int64, not text"),
+            ({"label": "list", "text": "label"}, "column 'list' holds list<element: string>, where names"),
+            ({"label": "nothing"}, "a.parquet has no column 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            prepare(datasets.build("text", path=str(tmp_path / "a.parquet"), **options), root)
+        assert type(caught.value) is ValueError and str(tmp_path / "a.parquet") in str(caught.value)
+    (tmp_path / "b.csv").write_text("text,label\na,x\nb,x\n")
+    with pytest.raises(ValueError, match="column 'label' has one class only, 'x', in the training rows"):
+        prepare(datasets.build("text", path=str(tmp_path / "b.csv"), label="label", tokenizer="unigram"), root)
+    assert files(tmp_path) == ["a.parquet", "b.csv"]
+
+
+def test_records_prepared_again_elsewhere_are_the_same(tmp_path):
+    for kind in ("bpe", "unigram"):
+        dataset = sentences(tmp_path / "a.csv", 0, tokenizer=kind)
+        one, two = (prepare(dataset, Storage(tmp_path / kind / name)) for name in "xy")
+        assert one.digest == two.digest
+        shards = [[(s.rows, s.sha256) for part in prepared.parts.values() for s in part.shards]
+                  for prepared in (one, two)]
+        assert shards[0] == shards[1]
+
+
+def test_other_data_is_prepared_by_a_given_state_beside_the_first(tmp_path):
+    root = Storage(tmp_path / "out")
+    first = prepare(sentences(tmp_path / "a.csv", 0), root)
+    (tmp_path / "b.csv").write_text("text,label\nword3 word4 new,yes\n")
+    other = datasets.build("text", path={"test": str(tmp_path / "b.csv")}, label="label", tokenizer="word")
+    other.reuse(first.state)
+    second = prepare(other, root)
+    assert second.key != first.key and list(second.parts) == ["test"]
+    assert second.state["fitted"] == first.state["fitted"]
+    [row] = stored(second).to_pylist()
+    assert (row["length"], row["tokens"][-1], row["label"]) == (3, 1, 1)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import models
-from datasets.plan import share
+from datasets.plan import keys, share
 from models.batch import Batch
 from workflows.loop import Step, Workers, _gradients
 from workflows.settings import Training
@@ -34,25 +34,56 @@ def model_and_rows(family):
     return model, rows, targets
 
 
-def gradient(family, rank, world, parts):
-    model, rows, targets = model_and_rows(family)
-    workers = Workers(torch.device("cpu"))
+TEXT = {"frontend": "tokens", "vocabulary": 40, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
+SOUND = {"frontend": "logmel", "rate": 8000, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
+LENGTHS = torch.tensor([9, 2, 5, 9, 1, 7, 3])
+
+
+def unequal_rows(kind, family):
+    """Rows of unequal length and of weights that differ by class, augmented by their keys."""
+    torch.manual_seed(0)
+    front = {"embedding_size": 6, "token_dropout": 0.3}
+    if kind == "sound":
+        front = {"mels": 10, "speed": 0.2, "time_masks": 1}
+    task = {"kind": "classify", "pooling": "attention", "class_weights": "balanced", "label_smoothing": 0.1}
+    model = models.build(TEXT if kind == "text" else SOUND, {"family": family, "hidden_size": 8, "layers": 2, **front},
+                         task).double()
+    if kind == "text":
+        return model, {"tokens": torch.randint(4, 40, (ROWS, 9), dtype=torch.int32)}, LENGTHS
+    return model, {"samples": torch.randint(-9000, 9000, (ROWS, 3600), dtype=torch.int16)}, 400 * LENGTHS
+
+
+def batches(kind, family, rank, world, parts):
+    if kind == "forecast":
+        model, rows, targets = model_and_rows(family)
+        lengths = torch.full((ROWS,), 12)
+    else:
+        model, rows, lengths = unequal_rows(kind, family)
+        targets = {"label": torch.tensor([0, 0, 1, 0, 2, 0, 0])}
     micro = []
     for ids, weights in share(torch.arange(ROWS).numpy(), rank, world, parts):
-        micro.append(Batch({k: v[ids] for k, v in rows.items()}, {"values": torch.full((len(ids),), 12)},
-                           {k: v[ids] for k, v in targets.items()}, torch.from_numpy(weights).double(),
-                           torch.from_numpy(ids)))
+        longest = int(lengths[ids].max())                        # as ingest pads: each micro-batch to its own longest
+        micro.append(Batch({k: v[ids, :longest] for k, v in rows.items()},
+                           dict.fromkeys(rows, lengths[ids]), {k: v[ids] for k, v in targets.items()},
+                           torch.from_numpy(weights).double(), torch.from_numpy(ids),
+                           keys=torch.from_numpy(keys(ids, 0, 0))))
+    return model, micro
+
+
+def gradient(kind, family, rank, world, parts):
+    model, micro = batches(kind, family, rank, world, parts)
+    workers = Workers(torch.device("cpu"))
     training = Training(precision="fp64", accumulate=parts)
-    _gradients(workers.wrap(model), model, Step(0, (0, 0), ROWS, micro, 0, 0), training, workers)
+    _gradients(workers.wrap(model.train()), model, Step(0, (0, 0), ROWS, micro, 0, 0), training, workers)
     assert workers.agree(model)
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def run(rank, world, port, family, parts, out):
+def run(rank, world, port, kind, family, parts, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    found = gradient(family, rank, world, parts)
+    found = gradient(kind, family, rank, world, parts)
     dist.destroy_process_group()
     if rank == 0:
         torch.save(found, out)
@@ -64,15 +95,19 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize(("world", "parts", "family"), [(2, 1, "gru"), (3, 2, "transformer")])
-def test_n_workers_give_the_gradient_of_one(world, parts, family, tmp_path):
-    alone = gradient(family, 0, 1, 1)
-    mp.spawn(run, (world, free_port(), family, parts, str(tmp_path / "gradient.pt")), nprocs=world)
+@pytest.mark.parametrize(("kind", "world", "parts", "family"), [
+    ("forecast", 2, 1, "gru"), ("forecast", 3, 2, "transformer"), ("text", 2, 1, "lstm"),
+    ("sound", 2, 2, "transformer")])
+def test_n_workers_give_the_gradient_of_one(kind, world, parts, family, tmp_path):
+    alone = gradient(kind, family, 0, 1, 1)
+    mp.spawn(run, (world, free_port(), kind, family, parts, str(tmp_path / "gradient.pt")), nprocs=world)
     together = torch.load(tmp_path / "gradient.pt", weights_only=True)
     assert (together - alone).abs().max() < 1e-10
     assert alone.abs().max() > 1e-3
 
 
-def test_accumulated_micro_batches_give_the_gradient_of_one():
+@pytest.mark.parametrize(("kind", "family"), [("forecast", "lstm"), ("text", "gru"), ("sound", "rnn")])
+def test_accumulated_micro_batches_give_the_gradient_of_one(kind, family):
+    alone = gradient(kind, family, 0, 1, 1)
     for parts in (2, 3, 10):                                     # 10: more micro-batches than rows
-        assert (gradient("lstm", 0, 1, parts) - gradient("lstm", 0, 1, 1)).abs().max() < 1e-10
+        assert (gradient(kind, family, 0, 1, parts) - alone).abs().max() < 1e-10

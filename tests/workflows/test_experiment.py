@@ -14,18 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datasets
+from datasets.records import Options
 from models import families, frontends, tasks
 from workflows import experiment
 from workflows.experiment import FOLDER, dataset_of, documentation, flatten, load, model_of, schema, storing_of
-from workflows.settings import Storing, Tracking, Training, Workers
+from workflows.settings import Quarantine, Storing, Tracking, Training, Workers
 
 torch.set_num_threads(1)
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 BUILDERS = [*(datasets.module(kind).build for kind in datasets.kinds()),
             *(families.module(name).build for name in families.names()),
-            *(tasks.module(name).build for name in tasks.names()), frontends.patches, frontends.frames,
-            Training, Workers, Tracking, Storing]
+            *(tasks.module(name).build for name in tasks.names()),
+            *(frontends.module(name).build for name in frontends.names()),
+            Options, Training, Workers, Quarantine, Tracking, Storing]
 SMALL = """
 name: small
 dataset: {kind: generated, series: 2, days: 20}
@@ -67,7 +69,8 @@ def test_an_unknown_section_names_the_nearest_one():
 
 @pytest.mark.parametrize(("section", "key", "value", "said"), [
     ("dataset", "kind", "timeserie", "dataset.kind='timeserie' is not known; did you mean 'timeseries'? known: "),
-    ("task", "kind", "forcast", "task.kind='forcast' is not known; did you mean 'forecast'? known: forecast"),
+    ("task", "kind", "forcast",
+     "task.kind='forcast' is not known; did you mean 'forecast'? known: classify, forecast, label, regress"),
     ("model", "family", "Transformr", "model.family='Transformr' is not known; did you mean 'transformer'? known: gru"),
     ("model", "family", ["gru"], "model.family=['gru'] is not known"),
     ("model", "family", None, "model.family=None is not known"),
@@ -87,7 +90,8 @@ def test_an_unknown_kind_task_or_family_lists_the_known_ones(section, key, value
     ("task.quantiles=0.5", "task.quantiles=0.5 must be a list, each a number"),
     ("training=3", "training=3 must be a mapping of options"),
     ("training=0", "training=0 must be a mapping of options"),
-    ("task=forecast", "task='forecast' must be a mapping of options; give it at least kind, one of forecast, regress"),
+    ("task=forecast",
+     "task='forecast' must be a mapping of options; give it at least kind, one of classify, forecast, label, regress"),
     ("model=null", "model is missing; give it at least family, one of gru"),
     ("name=3", "name=3 must be a text"),
     ("name=a/b", "name='a/b' may hold letters, digits and _ . -"),
@@ -136,9 +140,9 @@ def test_all_mistakes_are_told_at_once():
     (["training.batch_size=1", "workers.count=2"],
      "training.batch_size=1 is smaller than workers.count=2; use at least 2, or fewer workers"),
     (["task={kind: regress}"],
-     "task.kind='regress' cannot be trained on dataset.kind='generated'; it has: forecast"),
-    (["dataset={kind: random_sequences}"],
-     "task.kind='forecast' cannot be trained on dataset.kind='random_sequences'; it has: regress"),
+     "task.kind='regress' cannot be trained on dataset.kind='generated' with series; what can: forecast"),
+    (["dataset={kind: random_sequences}", "model={family: gru}"],
+     "task.kind='forecast' cannot be trained on dataset.kind='random_sequences' with numbers; what can: regress"),
     (["model={family: transformer, hidden_size: 10, heads: 4, patch: 4}"], "model.heads=4"),
     (["task.loss=quantile", "task.quantiles=[0.1, 0.9]"],
      "task.quantiles=[0.1, 0.9] must lie between 0 and 1 and hold 0.5"),
@@ -154,6 +158,30 @@ def test_an_impossible_combination_is_refused_before_anything_starts(overrides, 
 
 
 # --- YAML --------------------------------------------------------------------------------------------------------
+
+FAMILIES = {"family": "gru", "patch": 4, "hidden_size": 8,
+            "families": {"gru": {"layers": 2}, "transformer": {"heads": 2, "hidden_size": 16}}}
+
+
+def test_options_of_one_family_hold_for_it_only_and_over_the_shared_ones():
+    gru, transformer = (load(small(model=FAMILIES), [f"model.family={name}"]).model for name in ("gru", "transformer"))
+    assert (gru["layers"], gru["hidden_size"]) == (2, 8)
+    assert (transformer["heads"], transformer["hidden_size"], "families" in transformer) == (2, 16, False)
+
+
+def test_an_override_wins_over_the_options_of_one_family():
+    assert load(small(model=FAMILIES), ["model.layers=3"]).model["layers"] == 3
+    assert load(small(model=FAMILIES), ["model.family=transformer", "model.hidden_size=4"]).model["hidden_size"] == 4
+
+
+@pytest.mark.parametrize(("families", "said"), [
+    ({"transfromer": {}}, "model.families.transfromer={} is not known; did you mean model.families.transformer?"),
+    ({"transformer": {"haeds": 2}}, "model.families.transformer.haeds=2 is not known"),
+    ({"transformer": 2}, "must be a mapping of families to mappings")])
+def test_a_mistake_in_the_options_of_another_family_is_told(families, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load(small(model={**FAMILIES, "families": families}))
+
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
     message = refusal(file(tmp_path, SMALL + "training: {epochs: 3, epochs: 4}\n"))
@@ -303,7 +331,8 @@ def test_without_a_file_the_default_needs_none():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("family", families.names())
 def test_what_is_written_out_loads_as_the_same_experiment(path, family, tmp_path):
-    made = load(path, [f"model={{family: {family}, patch: {load(path).model['patch']}}}"])
+    shared = {k: v for k, v in load(path).model.items() if k == "patch"}
+    made = load(path, [f"model={json.dumps({'family': family, **shared})}"])
     again = load(made.plain())
     assert dataclasses.replace(again, source=made.source) == made
     written = load(file(tmp_path, made.text()))
@@ -357,8 +386,10 @@ def test_the_schema_is_valid_and_holds_every_option_with_its_description():
             options = {name: one for name, one in variant["properties"].items() if name != key}
             assert all(one.get("description") for one in options.values()), variant
             assert variant["additionalProperties"] is False
-    assert set(sections["dataset"]["oneOf"][0]["properties"]) >= {"shuffle_bytes", "seed"}
-    for section, kind in (("training", Training), ("workers", Workers), ("tracking", Tracking)):
+    of = {one["properties"]["kind"]["const"]: set(one["properties"]) for one in sections["dataset"]["oneOf"]}
+    assert of["generated"] >= {"shuffle_bytes", "seed"} and of["text"] >= {"tokenizer", "label", "split_column"}
+    for section, kind in (("training", Training), ("workers", Workers), ("tracking", Tracking),
+                          ("quarantine", Quarantine)):
         assert set(sections[section]["properties"]) == {f.name for f in dataclasses.fields(kind)}
         assert all(one.get("description") for one in sections[section]["properties"].values())
 

@@ -34,3 +34,11 @@ def test_two_gpus_agree_with_one(tmp_path):
     one = train(None, overrides=overrides(tmp_path, "workers.gpus=1"), progress=False)
     two = train(None, overrides=overrides(tmp_path, "workers.gpus=1", "workers.count=2"), progress=False)
     assert two["metrics"]["test/mse"] == pytest.approx(one["metrics"]["test/mse"], rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("reviews", "fp32"), ("dialled_digits", "fp32"), ("gestures", "bf16")])
+def test_text_audio_and_sensors_are_told_apart_on_a_gpu(name, precision, tmp_path):
+    result = train(f"workflows/experiments/{name}.yaml", progress=False, overrides=[
+        f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "workers.gpus=1",
+        f"training.precision={precision}"])
+    assert result["metrics"]["test/accuracy"] > result["best_reachable"]["accuracy"] - 0.08
