@@ -276,6 +276,9 @@ def test_json_rows_that_cannot_be_used_are_handed_on(tmp_path, monkeypatch):
      ["list of number where other rows have list of list of number", "a list of different things"]),
     ([["a"], ["b", None], [1], None, {"c": 1}], [["a"], ["b", None], None],
      ["list of number where other rows have list of text", "an object"]),
+    ([[], [], [], [1], ["a"], [2.5]], [[], [], [], [1], [2.5]], ["list of text where other rows have list of number"]),
+    ([float("inf"), 1, "a", True], [float("inf"), 1], [
+        "text where other rows have number", "true or false where other rows have number"]),
     ([1, True, 2], [1, 2], ["true or false where other rows have number"]),
     ([1, 2 ** 70, -1], [1, 2.0 ** 70, -1], []),
     ([{"a": 1}, {"a": "b"}], [], ["an object", "an object"]),

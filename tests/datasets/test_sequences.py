@@ -98,6 +98,11 @@ def test_rows_that_are_no_frames_are_quarantined_and_change_nothing_else(tmp_pat
     assert np.vstack(frames(found)) == pytest.approx((usable - usable.mean(0)) / usable.std(0))
 
 
+def test_whole_numbers_beyond_what_a_float_holds_exactly_are_rounded(tmp_path, encoded):
+    values = pa.array([[2 ** 60 + 1], [-(2 ** 60) - 1]], pa.list_(pa.int64()))
+    assert frames(encoded(build(parquet(tmp_path / "a.parquet", values)))) == [[[2.0 ** 60]], [[-2.0 ** 60]]]
+
+
 def test_a_block_of_bad_rows_only_is_quarantined(tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(files, "LINE_ROWS", 2)
     values = [None, [], None, None, [[1.0]], [[2.0], [3.0]], [[]], []]
@@ -122,7 +127,8 @@ def test_scaling_comes_from_the_training_split_only(tmp_path, encoded, monkeypat
     assert frames(encoded(build(paths)), "test")[0] == pytest.approx(np.array(sets["test"][0]), rel=1e-6)
 
 
-def test_the_channels_are_those_of_most_training_frames(tmp_path, encoded):
+def test_the_channels_are_those_of_most_training_frames(tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr(files, "LINE_ROWS", 1)
     rows = [{"values": [[1, 2]] * n, "label": i % 2} for i, n in enumerate((1, 1, 1))]
     rows += [{"values": [[1, 2, 3]] * 5, "label": i} for i in range(2)]
     found = encoded(build(lines(tmp_path / "a.jsonl", rows)))

@@ -185,9 +185,10 @@ def test_two_texts_are_one_sequence_with_a_mark_between(tmp_path, encoded):
 
 
 def test_long_rows_are_cut_and_the_notes_say_how_much(tmp_path, encoded):
-    _, found, _ = trained(tmp_path, encoded, texts=["a b c d e", "a b", "a b c"], max_length=3)
+    _, found, _ = trained(tmp_path, encoded, texts=["a b c d e", "a b", "a b c"], max_length=3, vocabulary=6)
     assert [row["length"] for row in found.parts["train"]] == [3, 2, 3]
-    assert found.state["notes"][1:] == ["text: 1 of 3 rows cut to 3 tokens, 20.0% of all tokens"]
+    assert found.state["notes"] == ["text: 6 tokens in the word vocabulary, 10 in all rows, 25.00% of them unknown",
+                                    "text: 1 of 3 rows cut to 3 tokens, 20.0% of all tokens"]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(3, 70))
@@ -262,7 +263,9 @@ def test_the_first_token_of_each_word_has_its_class(tmp_path, encoded, kind, lis
 def test_words_learned_are_words_encoded(tmp_path, encoded):
     told = [{"text": "the cat sat", "tags": "D N V"}] * 50
     found = encoded(build(lines(tmp_path / "a.jsonl", told), "bpe", step_labels="tags"))
-    assert found.parts["train"][0]["length"] == 3               # with a blank before they would be other tokens
+    pieces = _loaded(found.state["fitted"]["tokenizer"]).get_vocab()
+    assert found.parts["train"][0]["length"] == 3
+    assert not any(piece.startswith("\u0120") for piece in pieces if len(piece) > 1)      # a blank and a word
 
 
 def test_classes_stay_with_their_words_where_a_row_is_cut(tmp_path, encoded):
