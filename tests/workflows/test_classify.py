@@ -66,9 +66,9 @@ def test_sentences_are_told_apart_and_the_record_names_what_was_set_aside(folder
     assert text["metrics"]["test/accuracy"] > 0.9 > text["baselines"]["majority"]["test/accuracy"]
     assert text["maximise"] and text["primary"] == "accuracy"
     aside = pq.read_table(next(Path(folder, "runs", "prepared").glob("text-*/quarantine.parquet"))).to_pylist()
-    assert [(Path(r["uri"]).name, r["row"], r["field"]) for r in aside] == [("train.csv", 202, "text"),
-                                                                            ("test.csv", 62, "label")]
-    assert "'odd' is no class of the training rows" in aside[1]["reason"]
+    assert [(Path(r["uri"]).name, r["row"], r["field"]) for r in aside] == [("test.csv", 62, "label"),
+                                                                            ("train.csv", 202, "text")]
+    assert "'odd' is no class of the training rows" in aside[0]["reason"]
 
 
 def test_the_best_epoch_is_that_of_the_highest_accuracy(text):
