@@ -6,12 +6,14 @@ other rows of its batch, on the order of rows, or on how many workers share them
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from models.families import step_mask
 
-TOKEN, TIME, FREQUENCY, SPEED, GAIN = range(5)      # streams: one for each use, so that uses are independent
+TOKEN, TIME, FREQUENCY, SPEED, GAIN, TEMPO, TILT = range(7)     # streams: uses are independent
 
 
 def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
@@ -66,13 +68,39 @@ def change_speed(samples: Tensor, lengths: Tensor, keys: Tensor, *, speed: float
         samples (B, T'), 0 in padded steps, and their lengths on the CPU: sample t is the old row at t x factor.
     """
     factor = 1 + speed * (2 * uniform(keys, 1, SPEED).double() - 1)                     # (B, 1)
+    played, changed = _played(samples[..., None], lengths, factor)
+    return played[..., 0], changed
+
+
+def change_tempo(x: Tensor, lengths: Tensor, keys: Tensor, *, tempo: float) -> tuple[Tensor, Tensor]:
+    """Each row of frames x (B, T, F) drawn out or pressed together in time, what is in a frame kept.
+
+    Args and returns are those of ``change_speed``, but factors are drawn from 1 / (1 + tempo) to 1 + tempo, as often
+    below 1 as above.
+    """
+    return _played(x, lengths, (1 + tempo) ** (2 * uniform(keys, 1, TEMPO).double() - 1))
+
+
+def _played(x: Tensor, lengths: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, T, F) read at every `factor` (B, 1) steps: (B, T', F) and lengths."""
     changed = ((lengths[:, None] - 1) / factor).floor().long()[:, 0] + 1
-    factor, last = factor.to(samples.device), (lengths - 1).to(samples.device)[:, None]
-    place = torch.arange(int(changed.max()), device=samples.device) * factor            # (B, T'), float64: exact places
+    factor, last = factor.to(x.device), (lengths - 1).to(x.device)[:, None]
+    place = torch.arange(int(changed.max()), device=x.device) * factor                  # (B, T'), float64: exact places
     low = torch.minimum(place.floor().long(), last)
-    before, after = samples.gather(1, low), samples.gather(1, torch.minimum(low + 1, last))
-    played = before + (after - before) * (place - low).to(samples.dtype)
-    return played.masked_fill(~step_mask(played, changed), 0), changed
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    before, after = x[rows, low], x[rows, torch.minimum(low + 1, last)]
+    played = before + (after - before) * (place - low).to(x.dtype)[..., None]
+    return played.masked_fill(~step_mask(played, changed)[..., None], 0), changed
+
+
+def tilt_bands(x: Tensor, keys: Tensor, *, decibels: float) -> Tensor:
+    """Logarithms of energies x (B, T, F) with a random colour: a slope and a bow over the bands.
+
+    Each is drawn from [-decibels, decibels] at the last band: what microphones and rooms do to a sound.
+    """
+    slope, bow = (decibels / 10 * math.log(10) * (2 * uniform(keys, 2, TILT) - 1)).to(x.device, x.dtype).chunk(2, 1)
+    at = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
+    return x + (slope * at + bow * (2 * at.square() - 1))[:, None]
 
 
 def change_gain(samples: Tensor, keys: Tensor, *, decibels: float) -> Tensor:

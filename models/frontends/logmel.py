@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch.nn import functional as F
 
 from models import augment
 from models.batch import Batch
-from models.families import step_mask
+from models.families import check_choice, step_mask
 from models.frontends import FramesFrontend
 from models.options import check_least
 from models.sequence import Frontend
+
+Normalisation = Literal["band", "recording", "none"]
 
 LOWEST = 20.0           # Hz, where the first band begins; below it recordings hold hum
 FLOOR = 1e-10           # least energy of a band: less than rounding to 16 bits leaves, so only digital silence is cut
@@ -27,18 +30,24 @@ LEAST_SPREAD = 1e-3     # least deviation that is divided by, so that silence st
 class LogMel(FramesFrontend):
     """Samples -> logarithms of the energy in mel bands of overlapping windows. See `build`."""
 
-    def __init__(self, rate: int, *, mels: int, window_ms: float, hop_ms: float, cmvn: bool, speed: float, gain: float,
-                 **frames: Any) -> None:
+    def __init__(self, rate: int, *, mels: int, window_ms: float, hop_ms: float, normalisation: Normalisation,
+                 range_db: float | None, speed: float, tempo: float, tilt: float, gain: float, **frames: Any) -> None:
         super().__init__(mels, **frames)
         check_least("model.mels", mels, 1)
-        for key, value, most in (("speed", speed, 0.5), ("gain", gain, 60.0)):
+        check_choice("normalisation", normalisation, get_args(Normalisation))
+        if range_db is not None and not range_db > 0:
+            raise ValueError(f"model.range_db={range_db} is too small; use more than 0, such as 40, or null")
+        for key, value, most in (("speed", speed, 0.5), ("tempo", tempo, 2.0), ("tilt", tilt, 60.0),
+                                 ("gain", gain, 60.0)):
             if not 0 <= value <= most:
                 raise ValueError(f"model.{key}={value} is out of range; use a value in [0, {most:g}], 0 for none")
         self.window, self.hop = _samples(rate, window_ms, hop_ms)
         self.points = 1 << (self.window - 1).bit_length()               # of the Fourier transform: a power of 2
-        self.cmvn, self.speed, self.gain = cmvn, speed, gain
-        if speed and not self.changes_steps:
-            self.changes_steps = f"model.speed={speed} changes the number of steps; use model.speed=0"
+        self.normalisation, self.range_db = normalisation, range_db
+        self.speed, self.tempo, self.tilt, self.gain = speed, tempo, tilt, gain
+        for key, value in (("speed", speed), ("tempo", tempo)):
+            if value and not self.changes_steps:
+                self.changes_steps = f"model.{key}={value} changes the number of steps; use model.{key}=0"
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
         filters = _filters(mels, self.points, rate)
         if not filters.any(0).all():
@@ -61,15 +70,29 @@ class LogMel(FramesFrontend):
         kind = torch.promote_types(self.kind.dtype, torch.float32)
         with torch.autocast(samples.device.type, enabled=False):        # bf16 has 3 digits: less than 16-bit samples
             x = samples.to(kind).masked_fill(~step_mask(samples, lengths), 0) / 32768
-            if self.training and batch.keys is not None and self.speed:
-                x, lengths = augment.change_speed(x, lengths, batch.keys, speed=self.speed)
-            if self.training and batch.keys is not None and self.gain:
-                x = augment.change_gain(x, batch.keys, decibels=self.gain)
+            keys = batch.keys if self.training else None
+            if keys is not None and self.speed:
+                x, lengths = augment.change_speed(x, lengths, keys, speed=self.speed)
+            if keys is not None and self.gain:
+                x = augment.change_gain(x, keys, decibels=self.gain)
             frames = (lengths - self.window).clamp(min=0) // self.hop + 1
             x = self._energies(x).clamp(min=FLOOR).log()
-            mask = step_mask(x, frames)[..., None]                                              # (B, F, 1)
-            x = normalised(x, mask, frames.to(x.device)) if self.cmvn else (x - USUAL) / SPREAD
+            if keys is not None and self.tempo:
+                x, frames = augment.change_tempo(x, frames, keys, tempo=self.tempo)
+            if keys is not None and self.tilt:
+                x = augment.tilt_bands(x, keys, decibels=self.tilt)
+            x, mask = self._normalised(x, frames)
             return x.masked_fill(~mask, 0).to(self.kind.dtype), frames
+
+    def _normalised(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, F, M) around 0, and which frames are no padding, (B, F, 1)."""
+        mask = step_mask(x, frames)[..., None]
+        if self.range_db is not None:
+            loudest = x.masked_fill(~mask, -torch.inf).amax((1, 2), keepdim=True)
+            x = torch.maximum(x, loudest - self.range_db / 10 * math.log(10))
+        if self.normalisation == "none":
+            return (x - USUAL) / SPREAD, mask
+        return normalised(x, mask, frames.to(x.device), (1,) if self.normalisation == "band" else (1, 2)), mask
 
     def _energies(self, x: Tensor) -> Tensor:
         """(B, T) -> (B, F, M): windows that lie inside the row, or the row with zeros if it is shorter than one."""
@@ -79,11 +102,11 @@ class LogMel(FramesFrontend):
         return power @ self.filters.to(x.dtype)
 
 
-def normalised(x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-    """x (B, F, M) with each band of each row at mean 0 and deviation 1 over the frames in mask (B, F, 1)."""
-    count = lengths[:, None, None]
-    x = x - x.masked_fill(~mask, 0).sum(1, keepdim=True) / count
-    spread = (x.square().masked_fill(~mask, 0).sum(1, keepdim=True) / count).sqrt()
+def normalised(x: Tensor, mask: Tensor, lengths: Tensor, over: tuple[int, ...] = (1,)) -> Tensor:
+    """x (B, F, M) with each row at mean 0 and deviation 1 over the frames in mask (B, F, 1), or over the bands, too."""
+    count = lengths[:, None, None] * (x.shape[2] if 2 in over else 1)
+    x = x - x.masked_fill(~mask, 0).sum(over, keepdim=True) / count
+    spread = (x.square().masked_fill(~mask, 0).sum(over, keepdim=True) / count).sqrt()
     return x / spread.clamp(min=LEAST_SPREAD)
 
 
@@ -111,29 +134,35 @@ def _filters(mels: int, points: int, rate: int) -> NDArray[np.float64]:
     return filters
 
 
-def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, hop_ms: float = 10.0, cmvn: bool = True,
-          stack: int = 1, time_masks: int = 0, time_mask: float = 0.1, frequency_masks: int = 0,
-          frequency_mask: float = 0.15, speed: float = 0.0, gain: float = 0.0) -> Frontend:
+def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, hop_ms: float = 10.0,
+          normalisation: Normalisation = "band", range_db: float | None = None, stack: int = 1, time_masks: int = 0,
+          time_mask: float = 0.1, frequency_masks: int = 0, frequency_mask: float = 0.15, speed: float = 0.0,
+          tempo: float = 0.0, tilt: float = 0.0, gain: float = 0.0) -> Frontend:
     """Logarithms of the energy in mel bands, computed from samples at ``spec["rate"]`` Hz where the model runs.
 
     Args:
         mels: bands, from 20 Hz to half the rate.
         window_ms: length of a (Hann) window in milliseconds.
         hop_ms: milliseconds between the starts of windows.
-        cmvn: each band of each recording is brought to mean 0 and deviation 1, which takes out the microphone and the
-            loudness (cepstral mean and variance normalisation); else a usual mean and deviation, the same for all.
+        normalisation: what is brought to mean 0 and deviation 1: band (each band of each recording, which takes out the
+            microphone and the loudness: cepstral mean and variance normalisation), recording (all its bands together,
+            which takes out the loudness) or none (a usual mean and deviation, the same for all).
+        range_db: energies that are more than this many dB below a recording's loudest are raised to that, so that
+            quiet and noisy rooms look alike; null leaves them.
         stack: consecutive frames that make one step of the family.
         time_masks: runs of frames of each recording that are set to 0 in training (SpecAugment).
         time_mask: the longest of them, as a share of the recording's frames; lengths are drawn from 0 to it.
         frequency_masks: runs of neighbouring bands of each recording that are set to 0 in training.
         frequency_mask: the widest of them, as a share of the bands; widths are drawn from 0 to it.
         speed: in training each recording is played at 1 - speed to 1 + speed times its speed, pitch included.
-        gain: in training each recording is made up to this many dB louder or quieter; with cmvn, which takes loudness
-            out again, it changes little but the quietest frames.
+        tempo: in training each recording is drawn out or pressed together in time, up to 1 + tempo times, pitch kept.
+        tilt: in training each recording gets a random colour, a slope and a bow over the bands of up to this many dB.
+        gain: in training each recording is made up to this many dB louder or quieter; where normalisation takes
+            loudness out again, it changes little but the quietest frames.
 
     Raises:
         ValueError: an option is out of its range, or the bands are narrower than what a window tells apart.
     """
-    return LogMel(spec["rate"], mels=mels, window_ms=window_ms, hop_ms=hop_ms, cmvn=cmvn, speed=speed, gain=gain,
-                  stack=stack, time_masks=time_masks, time_mask=time_mask, frequency_masks=frequency_masks,
-                  frequency_mask=frequency_mask)
+    return LogMel(spec["rate"], mels=mels, window_ms=window_ms, hop_ms=hop_ms, normalisation=normalisation,
+                  range_db=range_db, speed=speed, tempo=tempo, tilt=tilt, gain=gain, stack=stack, time_masks=time_masks,
+                  time_mask=time_mask, frequency_masks=frequency_masks, frequency_mask=frequency_mask)

@@ -48,7 +48,7 @@ def triangles(mels, points, rate):
     return found
 
 
-def reference(samples, rate, *, mels=40, window_ms=25.0, hop_ms=10.0, cmvn=True):
+def reference(samples, rate, *, mels=40, window_ms=25.0, hop_ms=10.0, normalisation="band"):
     """(F, M) of one row's valid samples."""
     window, hop = round(rate * window_ms / 1000), round(rate * hop_ms / 1000)
     points = 2 ** int(np.ceil(np.log2(window)))
@@ -60,8 +60,10 @@ def reference(samples, rate, *, mels=40, window_ms=25.0, hop_ms=10.0, cmvn=True)
     frames = [x[start:start + window] for start in range(0, len(x) - window + 1, hop)]
     power = np.abs((np.stack(frames) * hann) @ fourier) ** 2
     out = np.log(np.maximum(power @ triangles(mels, points, rate), 1e-10))
-    if not cmvn:
+    if normalisation == "none":
         return (out + 6) / 4
+    if normalisation == "recording":
+        return (out - out.mean()) / np.maximum(out.std(), 1e-3)
     return (out - out.mean(0)) / np.maximum(out.std(0), 1e-3)
 
 
@@ -69,16 +71,16 @@ def make(rate=8000, *, dtype=torch.float64, **options):
     return frontends.build("logmel", {"rate": rate}, **{"mels": 23} | options).to(dtype).eval()
 
 
-@pytest.mark.parametrize("cmvn", [True, False])
+@pytest.mark.parametrize("normalisation", ["band", "recording", "none"])
 @pytest.mark.parametrize(("rate", "options"), [
     (8000, {"mels": 23}), (16000, {"mels": 40}), (16000, {"mels": 64, "window_ms": 32.0, "hop_ms": 16.0}),
     (8000, {"mels": 20, "window_ms": 20.0, "hop_ms": 20.0}), (22050, {"mels": 30})])
-def test_frames_are_those_of_the_definition(rate, options, cmvn):
-    front, data = make(rate, cmvn=cmvn, **options), batch()
+def test_frames_are_those_of_the_definition(rate, options, normalisation):
+    front, data = make(rate, normalisation=normalisation, **options), batch()
     x, frames, context = front(data)
     assert (front.size, context, x.dtype) == (options["mels"], {}, torch.float64)
     for b, n in enumerate(LENGTHS):
-        expected = reference(data.inputs["samples"][b, :n], rate, cmvn=cmvn, **options)
+        expected = reference(data.inputs["samples"][b, :n], rate, normalisation=normalisation, **options)
         assert frames[b] == len(expected)
         np.testing.assert_allclose(x[b, :frames[b]], expected, rtol=0, atol=1e-7)
         assert (x[b, frames[b]:] == 0).all()
@@ -103,9 +105,9 @@ def test_single_precision_is_near_double_also_under_autocast(device):
 
 
 @pytest.mark.parametrize("stack", [1, 3])
-@pytest.mark.parametrize("cmvn", [True, False])
-def test_padding_has_no_influence(cmvn, stack):
-    front = make(cmvn=cmvn, stack=stack)
+@pytest.mark.parametrize("normalisation", ["band", "recording", "none"])
+def test_padding_has_no_influence(normalisation, stack):
+    front = make(normalisation=normalisation, stack=stack)
     clean, lengths, _ = front(batch())
     for dirty in (batch(padding=None), batch(padding=-32768, extra=500)):
         x, same, _ = front(dirty)
@@ -126,13 +128,13 @@ def test_each_band_of_each_row_has_mean_0_and_deviation_1():
 
 
 def test_silence_and_full_scale_are_finite():
-    for cmvn in (True, False):
+    for normalisation in ("band", "recording", "none"):
         for value in (0, 32767, -32768):
             data = batch([1000, 1])
             data.inputs["samples"][:] = value
-            x, _, _ = make(dtype=torch.float32, cmvn=cmvn)(data)
+            x, _, _ = make(dtype=torch.float32, normalisation=normalisation)(data)
             assert torch.isfinite(x).all()
-            assert value != 0 or not cmvn or (x == 0).all()
+            assert value != 0 or normalisation == "none" or (x == 0).all()
 
 
 def test_stacked_frames_stand_side_by_side():
@@ -146,7 +148,8 @@ def test_stacked_frames_stand_side_by_side():
 
 # --- augmentation ------------------------------------------------------------------------------------------------
 
-AUGMENTED = {"time_masks": 2, "time_mask": 0.2, "frequency_masks": 2, "frequency_mask": 0.3, "speed": 0.15, "gain": 6.0}
+AUGMENTED = {"time_masks": 2, "time_mask": 0.2, "frequency_masks": 2, "frequency_mask": 0.3, "speed": 0.15, "gain": 6.0,
+             "tempo": 0.3, "tilt": 5.0}
 
 
 def test_augmentation_is_off_in_evaluation_and_without_keys():
@@ -158,9 +161,9 @@ def test_augmentation_is_off_in_evaluation_and_without_keys():
     assert torch.equal(make(**AUGMENTED).train()(data)[0], plain)
 
 
-@pytest.mark.parametrize("cmvn", [True, False])
-def test_a_row_is_augmented_alike_in_any_batch_and_padding_has_no_influence(cmvn):
-    front, own = make(cmvn=cmvn, stack=2, **AUGMENTED).train(), keys(len(LENGTHS))
+@pytest.mark.parametrize("normalisation", ["band", "recording", "none"])
+def test_a_row_is_augmented_alike_in_any_batch_and_padding_has_no_influence(normalisation):
+    front, own = make(normalisation=normalisation, stack=2, **AUGMENTED).train(), keys(len(LENGTHS))
     x, lengths, _ = front(batch(keys=own))
     dirty, same, _ = front(batch(keys=own, padding=None))
     torch.testing.assert_close(dirty, x, rtol=0, atol=1e-10)
@@ -181,9 +184,32 @@ def test_speed_changes_the_number_of_frames_within_its_bounds():
     assert 115 < frames.max() <= 1 + (n / 0.8 - 200) // 80
 
 
+def test_tempo_changes_the_number_of_frames_within_its_bounds():
+    n = 8200
+    _, before, _ = make()(batch([n], keys=keys(1)))
+    _, frames, _ = make(tempo=0.5).train()(batch([n] * 100, keys=keys(100)))
+    assert before[0] / 1.5 - 1 <= frames.min() < 0.8 * before[0]
+    assert 1.2 * before[0] < frames.max() <= before[0] * 1.5 + 1
+
+
+def test_tilt_adds_a_slope_and_a_bow_over_the_bands_the_same_in_every_frame():
+    data = batch([4000] * 20, keys=keys(20))
+    moved = make(normalisation="none", tilt=6.0).train()(data)[0] - make(normalisation="none")(data)[0]
+    assert (moved - moved[:, :1]).abs().max() < 1e-9
+    decibels = 10 * 4 * moved[:, 0] / np.log(10)                # the front end divides by 4
+    assert 6 < decibels.abs().max() <= 12 + 1e-5                # slope and bow together
+    assert decibels.std(0).min() > 1
+
+
+def test_a_range_raises_what_is_further_below_the_loudest():
+    x = make(normalisation="none", range_db=20.0)(batch([8000]))[0] * 4
+    decibels = 10 * (x - x.max()) / np.log(10)
+    assert decibels.min().item() == pytest.approx(-20)
+
+
 def test_gain_moves_all_log_energies_of_a_row_alike():
     data = batch([4000] * 20, keys=keys(20))
-    plain, loud = make(cmvn=False)(data)[0], make(cmvn=False, gain=6.0).train()(data)[0]
+    plain, loud = make(normalisation="none")(data)[0], make(normalisation="none", gain=6.0).train()(data)[0]
     moved = loud - plain                                        # natural logarithm of a power ratio
     assert (moved - moved[:, :1, :1]).abs().max() < 1e-9
     decibels = 10 * 4 * moved[:, 0, 0] / np.log(10)             # the front end divides by 4

@@ -140,7 +140,8 @@ def sounds(folder):
     told = experiment(folder, "sounds", {
         "kind": "audio", "path": {p: f"{folder}/sounds/{p}" for p in ("train", "test")}, "rate": 8000,
         "label": "folder", "split": {"validation": 0.2}},
-        model={"family": "lstm", "hidden_size": 16, "mels": 20, "cmvn": False, "time_masks": 1, "frequency_masks": 1},
+        model={"family": "lstm", "hidden_size": 16, "mels": 20, "normalisation": "none", "time_masks": 1,
+               "frequency_masks": 1},
         training={"epochs": 4, "batch_size": 16, "batch_seconds": 20.0, "learning_rate": 1e-2})
     return train(told, progress=False)
 
