@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from datasets import files
 from datasets.files import Source
-from datasets.records import PARTS, Bad, Options, Records, State
+from datasets.records import Bad, Options, Records, State
 
 if TYPE_CHECKING:
     import ray.data
@@ -70,12 +70,15 @@ class Audio(Records):
     frontend: ClassVar[str] = "logmel"
     suffixes: ClassVar[tuple[str, ...]] = (*files.TABLES, *SOUNDS)
 
-    def listed(self) -> list[tuple[Source, str]]:
-        """As for all records; sound files may be empty, which is a matter of that record only."""
-        paths = self.told.path if isinstance(self.told.path, dict) else {"train": self.told.path}
-        found = [(source, part) for part in PARTS if part in paths for source in _found(paths[part])]
-        self.check_parts(found)
-        return found
+    def find(self, path: str) -> list[Source]:
+        """Manifests, or sound files where there is none; these may be empty, which is a matter of that record only."""
+        found = files.resolve(path, suffixes=self.suffixes, empty=True)
+        for source in found:
+            if not _split_options(source.uri)[0].lower().endswith(self.suffixes):
+                raise ValueError(f"{source.uri}: the ending is none of {', '.join(files.TABLES)} (a manifest) or "
+                                 f"{', '.join(SOUNDS)} (a sound); rename the file, or name it in a manifest")
+        tables = [source for source in found if files.suffix(source.uri) not in SOUNDS]
+        return tables or found
 
     def sources(self) -> list[Source]:
         """Manifests and sound files; the files that a manifest on this machine names count as one."""
@@ -140,7 +143,7 @@ class Audio(Records):
             _sound_rows, batch_size=None, batch_format="pyarrow", num_cpus=files.TASK_CPUS)
 
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
-        found = _found(source)
+        found = self.find(source)
         sounds = [one.uri for one in found if files.suffix(one.uri) in SOUNDS]
         for start in range(0, len(sounds), self.task_sounds):
             yield _sounds(sounds[start:start + self.task_sounds], self.audio)
@@ -343,17 +346,6 @@ def _counted(data: bytes) -> bytes:
 
 
 # Names
-
-def _found(path: str) -> list[Source]:
-    """Manifests, or sound files where there is no manifest."""
-    found = files.resolve(path, suffixes=(*files.TABLES, *SOUNDS), empty=True)
-    for source in found:
-        if not _split_options(source.uri)[0].lower().endswith((*files.TABLES, *SOUNDS)):
-            raise ValueError(f"{source.uri}: the ending is none of {', '.join(files.TABLES)} (a manifest) or "
-                             f"{', '.join(SOUNDS)} (a sound); rename the file, or name it in a manifest")
-    tables = [source for source in found if files.suffix(source.uri) not in SOUNDS]
-    return tables or found
-
 
 def _split_options(uri: str) -> tuple[str, str]:
     """A URI's path and its options ("?region=..."), which may have slashes; of a local path all is the path."""

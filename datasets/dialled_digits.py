@@ -30,11 +30,7 @@ def build(*, rows: int = 2000, noise: float = 1.0, wrong: float = 0.03, seed: in
     Raises:
         ValueError: an option is out of its range.
     """
-    check_made(rows, seed)
-    if not 0 <= noise <= 10:
-        raise ValueError(f"dataset.noise={noise} must be in [0, 10]")
-    if not 0 <= wrong < 0.5:
-        raise ValueError(f"dataset.wrong={wrong} must be in [0, 0.5)")
+    check_made(rows, seed, wrong=wrong, noise=noise)
     return DialledDigits(told=Options("", label="digit"), audio="path", rate=8000, max_seconds=30.0, rows=rows,
                          noise=noise, wrong=wrong, seed=seed)
 
@@ -48,10 +44,6 @@ class DialledDigits(Made, Audio):
     wrong: float
     seed: int
     kind: ClassVar[str] = "dialled_digits"
-
-    @property
-    def best(self) -> dict[str, float]:
-        return {"accuracy": 1 - self.wrong}
 
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         digits = rng.integers(0, 10, count)

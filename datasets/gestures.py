@@ -28,11 +28,7 @@ def build(*, rows: int = 2000, noise: float = 0.3, wrong: float = 0.04, seed: in
     Raises:
         ValueError: an option is out of its range.
     """
-    check_made(rows, seed)
-    if not 0 <= noise <= 10:
-        raise ValueError(f"dataset.noise={noise} must be in [0, 10]")
-    if not 0 <= wrong < 0.5:
-        raise ValueError(f"dataset.wrong={wrong} must be in [0, 0.5)")
+    check_made(rows, seed, wrong=wrong, noise=noise)
     return Gestures(told=Options("", label="gesture"), values="values", scale="standard", rows=rows, noise=noise,
                     wrong=wrong, seed=seed)
 
@@ -46,10 +42,6 @@ class Gestures(Made, Sequences):
     wrong: float
     seed: int
     kind: ClassVar[str] = "gestures"
-
-    @property
-    def best(self) -> dict[str, float]:
-        return {"accuracy": 1 - self.wrong}
 
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         kinds = rng.integers(0, len(NAMES), count)

@@ -202,18 +202,17 @@ class Records:
     def listed(self) -> list[tuple[Source, str]]:
         """The raw files in order, each with its split ("train" where the rows say)."""
         paths = self.told.path if isinstance(self.told.path, dict) else {"train": self.told.path}
-        found = [(source, part) for part in PARTS if part in paths
-                 for source in files.resolve(paths[part], suffixes=self.suffixes)]
-        self.check_parts(found)
-        return found
-
-    def check_parts(self, found: list[tuple[Source, str]]) -> None:
-        """Raise ValueError if a file is in two splits."""
+        found = [(source, part) for part in PARTS if part in paths for source in self.find(paths[part])]
         part_of: dict[str, str] = {}
         for source, part in found:
             if part_of.setdefault(source.uri, part) != part:
                 raise ValueError(f"dataset.path: {source.uri} is in both {part_of[source.uri]} and {part}; "
                                  "each file can be in one split only")
+        return found
+
+    def find(self, path: str) -> list[Source]:
+        """The raw files that a path stands for."""
+        return files.resolve(path, suffixes=self.suffixes)
 
     def sources(self) -> list[Source]:
         return [source for source, _ in self.listed()]
@@ -300,7 +299,7 @@ class Records:
 
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
         """The rows of a file, folder, glob or URI with the input's columns."""
-        for one in files.resolve(source, suffixes=self.suffixes):
+        for one in self.find(source):
             yield from files.read_blocks(one.uri, self.input_columns(), lenient=True)
 
     def spread(self, rows: ray.data.Dataset) -> ray.data.Dataset:
@@ -335,7 +334,7 @@ class Records:
                 for value in block["value"].to_pylist()}
 
     def in_part(self, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> NDArray[np.int64]:
-        """Rows of the table that are in a split; rows whose split cannot be read count as training rows."""
+        """Rows of the table that are in a split; rows that do not say theirs count in the first there is."""
         names = {source.uri: (number, PARTS.index(own)) for number, (source, own) in enumerate(listed)}
         files_ = table["__file"].combine_chunks().dictionary_encode()
         found = np.array([names[uri] for uri in files_.dictionary.to_pylist()], np.int64)[files_.indices.to_numpy()]
@@ -396,7 +395,7 @@ class Records:
         fitted = self.fit(texts(), total["input"])
         if not total.get("rows"):
             raise ValueError(f"{', '.join(source.uri for source in training[:3])}: there are no training rows that can "
-                             f"be used{total.get('why', '')}; look at the split and at the first rows")
+                             "be used; look at the split and at the first rows")
         named = [name for name in (self.told.label, self.told.labels, self.told.step_labels) if name is not None]
         counts = {name: total.get("classes", {}).get(name, {}) for name in named}
         classes = {name: _class_order(name, found) for name, found in counts.items()}
@@ -468,11 +467,12 @@ class Made(Records):
     Attributes:
         rows: of all splits: 80 % for training, 10 % for validation, 10 % for the test.
         seed: another seed, other data.
-        best: the metrics that no model can beat in expectation.
+        wrong: share of the classes that are replaced by another one.
     """
 
     rows: int
     seed: int
+    wrong: float
 
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """`count` records: columns by name."""
@@ -480,7 +480,8 @@ class Made(Records):
 
     @property
     def best(self) -> dict[str, float]:
-        raise NotImplementedError
+        """The metrics that no model can beat in expectation."""
+        return {"accuracy": 1 - self.wrong}
 
     def listed(self) -> list[tuple[Source, str]]:
         """A source that is no file for each split."""
@@ -519,12 +520,17 @@ def _make_block(dataset: Made, items: pa.Table) -> Iterator[pa.Table]:
                         "__bad": pa.nulls(count, files.BAD)})
 
 
-def check_made(rows: int, seed: int) -> None:
-    """Raise ValueError for less than 100 rows or a negative seed."""
+def check_made(rows: int, seed: int, *, wrong: float = 0.0, noise: float = 0.0) -> None:
+    """Raise ValueError for less than 100 rows, a negative seed, half of the classes wrong, or noise not in [0, 10]."""
     if rows < 100:
         raise ValueError(f"dataset.rows={rows} is too small; use at least 100")
     if seed < 0:
         raise ValueError(f"dataset.seed={seed} is too small; use at least 0")
+    if not 0 <= wrong < 0.5:
+        raise ValueError(f"dataset.wrong={wrong} must be in [0, 0.5); with half of the classes wrong there is nothing "
+                         "to learn")
+    if not 0 <= noise <= 10:
+        raise ValueError(f"dataset.noise={noise} must be in [0, 10]")
 
 
 @files.in_task
@@ -606,6 +612,12 @@ def _indices(names: Names | None, column: str, index: Mapping[str, Mapping[str, 
         return None
     found = [_index(name, column, index, row, bad) for name in names]
     return None if row in bad else [x for x in found if x is not None]
+
+
+def list_array(flat: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
+    """Lists of these lengths, one after the other in `flat`."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
 # Values of raw columns

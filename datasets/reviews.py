@@ -33,10 +33,7 @@ def build(*, rows: int = 5000, wrong: float = 0.05, seed: int = 0) -> Reviews:
     Raises:
         ValueError: an option is out of its range.
     """
-    check_made(rows, seed)
-    if not 0 <= wrong < 0.5:
-        raise ValueError(f"dataset.wrong={wrong} must be in [0, 0.5); with half of the verdicts wrong there is nothing "
-                         "to learn")
+    check_made(rows, seed, wrong=wrong)
     return Reviews(told=Options("", label="verdict"), text=["text"], tokenizer="word", vocabulary=1000, min_count=1,
                    lowercase=False, max_length=None, rows=rows, wrong=wrong, seed=seed)
 
@@ -49,10 +46,6 @@ class Reviews(Made, Text):
     wrong: float
     seed: int
     kind: ClassVar[str] = "reviews"
-
-    @property
-    def best(self) -> dict[str, float]:
-        return {"accuracy": 1 - self.wrong}
 
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         made = [_review(rng) for _ in range(count)]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datasets.records import Bad, Options, Records, State, moments, tally_moments
+from datasets.records import Bad, Options, Records, State, list_array, moments, tally_moments
 
 Scale = Literal["standard", "none"]
 
@@ -68,9 +68,8 @@ class Sequences(Records):
         flat, lengths = frames.good(self.fitted["channels"], bad)
         scaling = self.fitted["scaling"]
         scaled = ((flat - np.array(scaling["mean"])) / np.array(scaling["std"])).astype(np.float32)
-        offsets = np.concatenate([[0], np.cumsum(lengths) * self.fitted["channels"]]).astype(np.int32)
         return {"length": pa.array(lengths.astype(np.int32)),
-                "values": pa.ListArray.from_arrays(pa.array(offsets), pa.array(scaled.ravel()))}, {}
+                "values": list_array(scaled.ravel(), lengths * self.fitted["channels"])}, {}
 
     def input_spec(self, state: State | None) -> dict[str, Any]:
         return {"channels": state["channels"] if state else 1}

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers,
 from tokenizers import models as kinds
 
 from datasets import files
-from datasets.records import RAW_LENGTH, STEP, Bad, Options, Records, State
+from datasets.records import RAW_LENGTH, STEP, Bad, Options, Records, State, list_array
 
 Kind = Literal["bpe", "unigram", "word", "character", "byte"]
 
@@ -218,12 +218,6 @@ def _names_a_file(source: str, suffixes: Sequence[str]) -> bool:
         return Path(source).exists()
     except OSError:                                                 # longer than a name can be
         return False
-
-
-def list_array(flat: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> pa.ListArray:
-    """Lists of these lengths, one after the other in `flat`."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
 def _joined(parts: list[list[int]], most: int | None) -> list[int]:

@@ -116,4 +116,3 @@ def open_bundle(bundle: str | Path) -> Storage:
     if b'"bundle.json"' not in folder.read("manifest.json"):
         raise ValueError(f"{folder.uri}: not a bundle, but something else with a manifest.json")
     return folder
-

@@ -42,7 +42,7 @@ def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder
         forecasts(experiment, prepared, run, folder / "forecasts.png")
     artifacts = json.loads(run.read("artifacts.json"))
     draws = {"confusion": confusion, "decisions": decisions}
-    for artifact in artifacts:                          # those of the last split are drawn last
+    for artifact in artifacts:
         if artifact["kind"] in draws:
             dataset: Any = dataset_of(experiment)
             names = dataset.names(prepared.state, task_of(experiment, dataset)["target"])

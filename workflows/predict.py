@@ -75,9 +75,10 @@ def records(told: Bundle, source: str) -> Iterator[pa.Table]:
 
     experiment = load(told.experiment)
     dataset: Any = dataset_of(experiment)
+    target = task_of(experiment, dataset)["target"]
     if not isinstance(dataset, Records):
         raise ValueError(f"{told.run}: dataset.kind={dataset.kind!r} has no raw input to predict from")
-    names = dataset.names(told.state, task_of(experiment, dataset_of(experiment))["target"])
+    names = dataset.names(told.state, target)
     for table in dataset.encode_request(source, told.state):
         usable = np.flatnonzero(table["skipped"].is_null().to_numpy())
         found = _found(told, dataset, names, table.take(pa.array(usable))) if usable.size else {}

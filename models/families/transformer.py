@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families import Family, State, check_choice, check_sizes, padding_mask
+from models.options import check_share
 
 Positions = Literal["rotary", "sinusoidal"]
 Rotation = tuple[Tensor, Tensor]   # cos and sin, each (T, K / 2)
@@ -42,9 +43,7 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
     feedforward = 4 * hidden_size if feedforward is None else feedforward
     check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers, heads=heads, feedforward=feedforward,
                 dropout=dropout)
-    if not 0 <= attention_dropout < 1:
-        raise ValueError(f"model.attention_dropout={attention_dropout} is no probability below 1; use a value in "
-                         "[0, 1), 0 for none")
+    check_share("model.attention_dropout", attention_dropout)
     check_choice("positions", positions, get_args(Positions))
     if hidden_size % heads:
         raise ValueError(f"model.hidden_size={hidden_size} cannot be divided among model.heads={heads}; "
