@@ -6,7 +6,9 @@ The spectrogram is made by the model, on its device: what is stored does not dep
 from __future__ import annotations
 
 import io
+import os
 import posixpath
+import re
 import struct
 import urllib.parse
 import zlib
@@ -19,7 +21,6 @@ import pyarrow as pa
 import soundfile
 import soxr
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from datasets import files
 from datasets.files import Source
@@ -159,10 +160,10 @@ class Audio(Records):
         size, told = 0, 0
         for table in files.read_blocks(source.uri, [self.audio], lenient=True):
             names = [name.strip() for name in table[self.audio].to_pylist() if isinstance(name, str)]
-            local = [path for name in names if (path := _local(_beside(name, source.uri))) is not None]
-            for info in fs.LocalFileSystem().get_file_info(local):
-                size += info.size or 0
-                told = zlib.crc32(f"{info.path}\0{info.size}\0{info.mtime_ns}\0".encode(), told)
+            for path in filter(None, (_local(_beside(name, source.uri)) for name in names)):
+                count, changed = _stamp(path)
+                size += max(0, count)
+                told = zlib.crc32(f"{path}\0{count}\0{changed}\0".encode(errors="surrogatepass"), told)
         return [Source(f"{source.uri} (the files it names)", size, told)]
 
 
@@ -170,6 +171,9 @@ class Audio(Records):
 
 class _Unusable(Exception):
     """Why a file is set aside."""
+
+
+JOINED = "is several recordings joined, of which only the first can be read; write it again as one"
 
 
 def decode(uri: str, rate: int, max_seconds: float) -> tuple[NDArray[np.int16], str]:
@@ -208,8 +212,11 @@ def _read(uri: str, max_seconds: float) -> tuple[NDArray[Any], int]:
     promised = wav.start + wav.size if wav else _promised(data)
     if promised > len(data):
         raise _Unusable(f"is truncated: {len(data):,} bytes of {promised:,}")
-    if data[:4] == b"OggS" and not _ogg_ends(data):
-        raise _Unusable("is truncated: the end of the Ogg stream is missing")
+    if data[:4] == b"OggS":
+        if not _ogg_ends(data):
+            raise _Unusable("is truncated: the end of the Ogg stream is missing")
+        if sum(data[page.start() + 5] & 2 > 0 for page in re.finditer(b"OggS\0", data)) > 1:
+            raise _Unusable(JOINED)
     if wav and wav.plain:                                # much faster than libsndfile
         frames = wav.size // (2 * wav.channels)
         _check_seconds(frames, wav.rate, max_seconds)
@@ -322,6 +329,24 @@ def _frame(data: bytes, at: int) -> int:
     return (144 if first else 72) * KBITS[first][bits] * 1000 // HERTZ[version][rate] + padded
 
 
+COUNTS = (b"Xing", b"Info", b"VBRI")        # what a frame holds that tells how many there are
+
+
+def _mp3_follows(data: bytes, at: int) -> bool:
+    """Whether three MP3 frames in a row begin somewhere from `at` on, past a tag or some bytes that are none."""
+    while (at := data.find(b"\xff", at)) >= 0:
+        place = at
+        for _ in range(3):
+            size = _frame(data, place)
+            if not size:
+                break
+            place += size
+        else:
+            return True
+        at += 1
+    return False
+
+
 def _counted(data: bytes) -> bytes:
     """An MP3 that does not count its frames with a frame before them that does; other data as it is.
 
@@ -331,11 +356,17 @@ def _counted(data: bytes) -> bytes:
     if data[:3] == b"ID3" and len(data) > 10:
         start = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(data[6:10]))
     size = _frame(data, start)
-    if not size or any(name in data[start:start + size] for name in (b"Xing", b"Info", b"VBRI")):
+    if not size:
         return data
-    at, count, last = start, 0, 0
+    at, count, heads = start, 0, 0
     while last := _frame(data, at):
+        heads += any(name in data[at:at + 48] for name in COUNTS)
         at, count = at + last, count + 1
+    counted = any(name in data[start:start + size] for name in COUNTS)
+    if heads > counted or _mp3_follows(data, at):
+        raise _Unusable(JOINED)
+    if counted:
+        return data
     if at > len(data):
         raise _Unusable("is truncated: its last MP3 frame is not whole")
     stereo, first = data[start + 3] >> 6 != 3, data[start + 1] >> 3 & 3 == 3
@@ -360,6 +391,15 @@ def _beside(name: str, manifest: str) -> str:
         return name
     path, options = _split_options(manifest)
     return posixpath.join(posixpath.dirname(path), name) + options
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Bytes of a file of this machine and when it changed; -1 where there is none, or no such name can be."""
+    try:
+        told = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return told.st_size, told.st_mtime_ns
 
 
 def _local(uri: str) -> str | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from datasets import RawDataset
 
-FORMAT = 3
+FORMAT = 4
 QUARANTINE = pa.schema([("uri", pa.string()), ("row", pa.int64()), ("field", pa.string()), ("reason", pa.string())])
 GROUP_BYTES = 1 << 20      # a Parquet row group: the least that is read to fetch a few rows of a shard
 

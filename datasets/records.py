@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,7 +62,7 @@ class Options:
     path: str | dict[str, str]
     split: dict[str, float] | None = None
     split_column: str | None = None
-    split_values: dict[str, list[str]] | None = None
+    split_values: dict[str, list[str | int]] | None = None
     label: str | None = None
     labels: str | None = None
     step_labels: str | None = None
@@ -82,7 +82,13 @@ class Options:
     @property
     def values(self) -> dict[str, list[str]]:
         """`split_values`, or none of them."""
-        return self.split_values or {}
+        return {part: [str(value) for value in values] for part, values in (self.split_values or {}).items()}
+
+    @property
+    def class_columns(self) -> dict[str, str]:
+        """The columns of classes that are given, by what they tell: ``label``, ``labels`` or ``step_labels``."""
+        given = {"label": self.label, "labels": self.labels, "step_labels": self.step_labels}
+        return {target: column for target, column in given.items() if column is not None}
 
     @property
     def number_columns(self) -> list[str]:
@@ -114,8 +120,7 @@ class Options:
     @property
     def columns(self) -> list[str]:
         """The columns of what is told, and of the split."""
-        named = [self.split_column, self.label, self.labels, self.step_labels, *self.number_columns]
-        return [name for name in named if name is not None]
+        return [*filter(None, [self.split_column]), *self.class_columns.values(), *self.number_columns]
 
     @property
     def offers(self) -> tuple[str, ...]:
@@ -210,6 +215,14 @@ class Records:
                                  "each file can be in one split only")
         return found
 
+    @property
+    def splits(self) -> set[str] | None:
+        """The splits that there will be; None where only the rows can say."""
+        told = self.told
+        if told.split_column is not None and not told.values:
+            return None
+        return {"train", *told.shares, *told.values} if isinstance(told.path, str) else {*told.path, *told.shares}
+
     def find(self, path: str) -> list[Source]:
         """The raw files that a path stands for."""
         return files.resolve(path, suffixes=self.suffixes)
@@ -225,7 +238,15 @@ class Records:
         return {**own, **told, "parts": [part for _, part in self.listed()], "fitted": fitted}
 
     def reuse(self, state: State) -> None:
-        """Encode by the fitted state of data that was prepared before, and fit nothing."""
+        """Encode by the fitted state of data that was prepared before, and fit nothing.
+
+        Raises:
+            ValueError: something else was told of those rows.
+        """
+        there, here = set(state["fitted"]["classes"]), set(self.told.class_columns)
+        if here - there:
+            raise ValueError(f"dataset.{min(here - there)} is not what the bundle tells ("
+                             f"{', '.join(f'dataset.{one}' for one in sorted(there)) or 'numbers'}); give that instead")
         self.fitted, self.reused = state["fitted"], True
 
     def encode(self) -> dict[str, ray.data.Dataset]:
@@ -255,21 +276,19 @@ class Records:
         if target == "numbers":
             return {**told, "targets": len(self.told.number_columns), "mean": fitted and fitted["numbers"]["mean"],
                     "std": fitted and fitted["numbers"]["std"]}
-        column = getattr(self.told, target)
-        return {**told, "classes": len(fitted["classes"][column]) if fitted else 2, "rows": fitted and fitted["rows"],
-                "counts": fitted and fitted["counts"][column], "several": target == "labels"}
+        return {**told, "classes": len(fitted["classes"][target]) if fitted else 2, "rows": fitted and fitted["rows"],
+                "counts": fitted and fitted["counts"][target], "several": target == "labels"}
 
     def names(self, state: Mapping[str, Any], target: str) -> list[str]:
         """What the numbers of a target stand for: classes in the order of their numbers, or columns of numbers."""
         if target == "numbers":
             return self.told.number_columns
-        names: list[str] = state["fitted"]["classes"][getattr(self.told, target)]
+        names: list[str] = state["fitted"]["classes"][target]
         return names
 
     def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
         if split not in prepared.parts:
-            raise ValueError(f"the prepared data has no {split} split, only {', '.join(prepared.parts)}; give it a "
-                             f"file (dataset.path), or a share of the training rows (dataset.split={{{split}: 0.1}})")
+            raise no_split(split, prepared.parts)
         kinds: dict[str, str | int] = {"label": "row", "step_labels": "step", "numbers": "row"}
         target = task["target"]
         kind = kinds.get(target, len(self.names(prepared.state, target)))
@@ -396,11 +415,10 @@ class Records:
         if not total.get("rows"):
             raise ValueError(f"{', '.join(source.uri for source in training[:3])}: there are no training rows that can "
                              "be used; look at the split and at the first rows")
-        named = [name for name in (self.told.label, self.told.labels, self.told.step_labels) if name is not None]
-        counts = {name: total.get("classes", {}).get(name, {}) for name in named}
-        classes = {name: _class_order(name, found) for name, found in counts.items()}
+        counts = {target: total.get("classes", {}).get(target, {}) for target in self.told.class_columns}
+        classes = {target: _class_order(self.told.class_columns[target], found) for target, found in counts.items()}
         told: State = {"rows": total["rows"], "classes": classes,
-                       "counts": {name: [counts[name][c] for c in classes[name]] for name in named},
+                       "counts": {target: [found[c] for c in classes[target]] for target, found in counts.items()},
                        "split_values": list(total.get("split_values", {}))}
         if self.told.number_columns:
             told["numbers"] = moments(total["numbers"])
@@ -409,12 +427,11 @@ class Records:
     def tally_told(self, table: pa.Table, rows: Sequence[int]) -> State:
         """Sums over training rows of what is told: rows a class, and moments of the numbers."""
         told, out = self.told, State({"rows": len(rows), "classes": {}})
-        for name in (told.label, told.labels, told.step_labels):
-            if name is not None:
-                values = _texts(table, name) if name == told.label else _several(table, name)
-                found = [values[i] for i in rows]
-                names = found if name == told.label else [x for value in found for x in value or ()]
-                out["classes"][name] = Counter(x for x in names if x is not None)
+        for target, column in told.class_columns.items():
+            values = [[one] for one in _texts(table, column)] if target == "label" else _several(table, column)
+            found = [values[i] or () for i in rows]
+            names = (x for some in found for x in (set(some) if target == "labels" else some))     # twice counts once
+            out["classes"][target] = Counter(x for x in names if x is not None)
         if told.number_columns:
             numbers = self._told_numbers(table, rows)
             out["numbers"] = tally_moments(numbers[np.isfinite(numbers).all(1)])
@@ -434,7 +451,8 @@ class Records:
         """The stored columns of what is told of these rows; an entry each, null where it was added to `bad`."""
         assert self.fitted is not None
         told, out = self.told, dict[str, pa.Array]()
-        index = {column: {name: i for i, name in enumerate(names)} for column, names in self.fitted["classes"].items()}
+        index = {column: {name: i for i, name in enumerate(self.fitted["classes"][target])}
+                 for target, column in told.class_columns.items()}
         if told.label is not None:
             names = _texts(table, told.label)
             out["label"] = pa.array([_index(names[i], told.label, index, i, bad) for i in rows], pa.int32())
@@ -477,6 +495,10 @@ class Made(Records):
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """`count` records: columns by name."""
         raise NotImplementedError
+
+    @property
+    def splits(self) -> set[str]:
+        return set(PARTS)
 
     @property
     def best(self) -> dict[str, float]:
@@ -562,7 +584,7 @@ def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str,
     rows = [i for i in own if i not in bad]
     columns, sums = dataset.encode_input(table, rows, bad)
     columns |= dataset.encode_told(table, rows, columns, bad)
-    columns = {name: column for name, column in columns.items() if name not in (STEP, RAW_LENGTH)}
+    columns = {name: column for name, column in columns.items() if name not in (STEP, RAW_LENGTH, CUT)}
     kept = [place for place, i in enumerate(rows) if i not in bad]
     stored = pa.table(columns)
     if len(kept) < len(rows):
@@ -577,6 +599,7 @@ def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str,
 
 STEP = "__step"             # a column of encode_input: for each stored step, the raw step it stands for, or -1
 RAW_LENGTH = "__steps"      # and how many raw steps there were, where that is not ``length``
+CUT = "__cut"               # and how many stored steps were left out of each row
 
 
 def _by_step(found: list[list[int] | None], rows: Sequence[int], columns: Mapping[str, pa.Array], name: str,
@@ -618,6 +641,12 @@ def list_array(flat: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
     """Lists of these lengths, one after the other in `flat`."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def no_split(split: str, there: Iterable[str]) -> ValueError:
+    """The error of data without a split that is needed."""
+    return ValueError(f"the data has no {split} split, only {', '.join(there)}; give it a file (dataset.path), or a "
+                      f"share of the training rows (dataset.split={{{split}: 0.1}})")
 
 
 # Values of raw columns

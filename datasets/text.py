@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers,
 from tokenizers import models as kinds
 
 from datasets import files
-from datasets.records import RAW_LENGTH, STEP, Bad, Options, Records, State, list_array
+from datasets.records import CUT, RAW_LENGTH, STEP, Bad, Options, Records, State, list_array
 
 Kind = Literal["bpe", "unigram", "word", "character", "byte"]
 
@@ -157,8 +157,9 @@ class Text(Records):
         if words:
             kept = [step[:count] for step, count in zip(steps, lengths, strict=True)]
             columns |= {STEP: pa.array(kept, pa.list_(pa.int32())), RAW_LENGTH: pa.array(raw, pa.int32())}
-        cut = sum(sum(map(len, one)) + len(one) - 1 > len(left) for one, left in zip(tokens, lists, strict=True))
-        return columns, {"tokens": whole, "cut": whole - int(lengths.sum()), "cut_rows": int(cut),
+        left_out = [sum(map(len, one)) + len(one) - 1 - len(left) for one, left in zip(tokens, lists, strict=True)]
+        columns[CUT] = pa.array(left_out, pa.int32())
+        return columns, {"tokens": whole, "cut": sum(left_out), "cut_rows": sum(one > 0 for one in left_out),
                          "unknown": int((flat == UNKNOWN).sum()), "rows": len(rows)}
 
     def input_state(self, sums: State) -> State:

@@ -2,8 +2,8 @@
 
 Shapes: N decisions, B rows, K classes. Two kinds of count, both float64, add up over batches and workers:
 
-- a confusion matrix (K, K), truth in rows, where exactly one class is right;
-- a table (K, 4) of true positives, false positives, false negatives and true negatives, where any number is.
+- a confusion matrix (K, K), truth in rows, where exactly one class is right and they are not too many for it;
+- a table (K, 4) of true positives, false positives, false negatives and true negatives.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from models.families import check_choice
 from models.sequence import Artifact, SequenceModel, Sums, Task, mean
 
 ClassWeights = Literal["none", "balanced"]
+MATRIX = 500                # classes whose confusion is counted in full: memory grows with their square
 
 
 class ChoiceTask(Task):
@@ -67,11 +68,13 @@ class ChoiceTask(Task):
         return {"loss": mean(self._loss(out, batch), self.weight(batch)), **self._counted(out.argmax(-1), batch)}
 
     def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        return super().result({k: v for k, v in sums.items() if k != "confusion"}) | scores(sums["confusion"])
+        others = {k: v for k, v in sums.items() if k not in ("confusion", "decisions")}
+        counts = table(sums["confusion"]) if "confusion" in sums else sums["decisions"]
+        return super().result(others) | scores(counts)
 
     def artifacts(self, sums: Mapping[str, Tensor]) -> list[Artifact]:
-        """confusion: ``matrix`` (K, K), truth in rows."""
-        return [Artifact("confusion", {"matrix": sums["confusion"].long().tolist()})]
+        """confusion: ``matrix`` (K, K), truth in rows; none of more than MATRIX classes."""
+        return [Artifact("confusion", {"matrix": sums["confusion"].long().tolist()})] if "confusion" in sums else []
 
     def baselines(self, batch: Batch) -> dict[str, Sums]:
         """majority: the class most frequent in training, for every decision."""
@@ -91,7 +94,8 @@ class ChoiceTask(Task):
 
     def _counted(self, chosen: Tensor, batch: Batch) -> Sums:
         classes, weights = self.truth(batch)
-        return {"confusion": confusion(classes.flatten(), chosen.flatten(), weights.flatten(), self.classes)}
+        told = classes.flatten(), chosen.flatten(), weights.flatten(), self.classes
+        return {"confusion": confusion(*told)} if self.classes <= MATRIX else {"decisions": choices(*told)}
 
 
 def balanced(counts: Sequence[int], others: Sequence[float]) -> Tensor:
@@ -104,6 +108,17 @@ def confusion(truth: Tensor, chosen: Tensor, weights: Tensor, classes: int) -> T
     """(K, K) from the right and the chosen class of N decisions, each (N,) int64, and their weights (N,)."""
     counts = torch.zeros(classes * classes, dtype=torch.float64, device=truth.device)
     return counts.index_add_(0, truth * classes + chosen, weights.double()).reshape(classes, classes)
+
+
+def choices(truth: Tensor, chosen: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """The same decisions as a table (K, 4)."""
+    weights = weights.double()
+
+    def each(which: Tensor, of: Tensor) -> Tensor:
+        return weights.new_zeros(classes).index_add_(0, of, weights * which)
+    right = truth == chosen
+    positive, false, missed = each(right, truth), each(~right, chosen), each(~right, truth)
+    return torch.stack([positive, false, missed, weights.sum() - positive - false - missed], -1)
 
 
 def decisions(truth: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -131,9 +146,10 @@ def macro_f1(counts: Tensor) -> float | None:
 
 
 def scores(counts: Tensor) -> dict[str, float]:
-    """accuracy and macro_f1 of a confusion matrix (K, K); those of nothing are left out."""
-    f1 = macro_f1(table(counts))
-    return {} if f1 is None else {"accuracy": float(counts.trace() / counts.sum()), "macro_f1": f1}
+    """accuracy and macro_f1 of a table (K, 4) of which each decision has one right class; of nothing, none."""
+    f1 = macro_f1(counts)
+    right, _, missed, _ = counts.sum(0)
+    return {} if f1 is None else {"accuracy": float(right / (right + missed)), "macro_f1": f1}
 
 
 def scores_of_several(counts: Tensor) -> dict[str, float]:

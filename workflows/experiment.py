@@ -429,7 +429,7 @@ def _type_name(kind: Any) -> str:
     if origin is list:
         return f"a list, each {_type_name(args[0])}" if args else "a list"
     if origin is dict:
-        return "a mapping"
+        return f"a mapping to {_type_name(args[1])}" if args else "a mapping"
     if args:
         return " or ".join(_type_name(a) for a in args)
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
@@ -456,6 +456,9 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
             if wrong and getattr(experiment.training, key) is not None:
                 raise ValueError(f"training.{key} has no meaning for dataset.kind={experiment.dataset['kind']}; "
                                  f"use training.{other}")
+        if "series" in dataset.offers and experiment.training.batch_tokens is not None:
+            raise ValueError("training.batch_tokens has no meaning for windows, which are all equally long; use "
+                             "training.batch_size")
         if experiment.training.batch_size < experiment.workers.count:
             raise ValueError(f"training.batch_size={experiment.training.batch_size} is smaller than workers.count="
                              f"{experiment.workers.count}; use at least {experiment.workers.count}, or fewer workers")

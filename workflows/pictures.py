@@ -145,6 +145,7 @@ def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
 def _figure(width: float, height: float, *, rows: int) -> Any:
     import matplotlib
     matplotlib.use("agg")
+    matplotlib.rcParams["text.parse_math"] = False          # a name with a "$" in it is a name
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, 1, figsize=(width, height), dpi=120, layout="constrained",

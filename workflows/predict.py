@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from datasets.records import STEP
+from datasets.records import CUT, STEP
 from workflows.bundle import Bundle
 
 ROWS = 256      # series that go through the model together
@@ -47,7 +47,10 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     if kind == "forecast":
         table = forecast(told, str(source))
     else:
-        table = pa.concat_tables(records(told, str(source)), promote_options="default")
+        tables = list(records(told, str(source)))
+        if not tables:
+            raise ValueError(f"{source} holds no rows")
+        table = pa.concat_tables(tables, promote_options="default")
     skipped = 0
     if "skipped" in table.column_names:
         skipped = table.num_rows - table["skipped"].null_count
@@ -79,13 +82,18 @@ def records(told: Bundle, source: str) -> Iterator[pa.Table]:
     if not isinstance(dataset, Records):
         raise ValueError(f"{told.run}: dataset.kind={dataset.kind!r} has no raw input to predict from")
     names = dataset.names(told.state, target)
+    cut = 0
     for table in dataset.encode_request(source, told.state):
+        cut += int(np.count_nonzero(table[CUT].to_numpy())) if CUT in table.column_names else 0
         usable = np.flatnonzero(table["skipped"].is_null().to_numpy())
         found = _found(told, dataset, names, table.take(pa.array(usable))) if usable.size else {}
         place = np.full(len(table), -1)
         place[usable] = np.arange(usable.size)
         columns = {name: [values[i] if i >= 0 else None for i in place] for name, values in found.items()}
         yield pa.table({"file": table["__file"], "row": table["__row"], **columns, "skipped": table["skipped"]})
+    if cut:
+        print(f"{cut:,} rows were longer than dataset.max_length={experiment.dataset['max_length']} of the bundle; of "
+              "those only the beginning was read", file=sys.stderr)
 
 
 def _found(told: Bundle, dataset: Any, names: list[str], table: pa.Table) -> dict[str, list[Any]]:

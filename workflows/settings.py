@@ -59,8 +59,9 @@ class Training:
             raise ValueError(f"training.warmup={self.warmup} is a share of the training; use a value in [0, 1)")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"training.batch_tokens={self.batch_tokens} is too small; use at least 1")
-        if self.batch_seconds is not None and not self.batch_seconds > 0:
-            raise ValueError(f"training.batch_seconds={self.batch_seconds} is too small; use more than 0, such as 60")
+        if self.batch_seconds is not None and not 0 < self.batch_seconds < math.inf:
+            raise ValueError(f"training.batch_seconds={self.batch_seconds} is out of range; use more than 0, such as "
+                             "60, or null for no such limit")
 
 
 @dataclass(frozen=True)

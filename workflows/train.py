@@ -60,6 +60,7 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
         ValueError: the user's mistakes. Interrupted: Ctrl-C. Diverged: the loss became NaN.
     """
     checked = experiment if isinstance(experiment, Experiment) else load(experiment, overrides)
+    _check_splits(checked)
     cluster.check_paths(checked)
     cluster.check_machine(checked.workers)
     tracking.check(checked.tracking.uri)
@@ -72,6 +73,15 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
             return _run(checked, storage, name, place, console, resumed=resume is not None)
         finally:
             cluster.disconnect(place)
+
+
+def _check_splits(experiment: Experiment) -> None:
+    """Raise ValueError if there will be no validation rows, before hours may go into preparing the others."""
+    from datasets.records import Records, no_split
+
+    dataset = dataset_of(experiment)
+    if isinstance(dataset, Records) and dataset.splits is not None and "validation" not in dataset.splits:
+        raise no_split("validation", sorted(dataset.splits))
 
 
 def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepared:
@@ -112,8 +122,8 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
     import torch
     make_model(experiment, prepared, torch.device("cpu"))       # what cannot be built is refused before workers start
     data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
-    for split in {"train", "validation", *data.splits}:
-        data.view(split)
+    for split in dict.fromkeys(("train", "validation", *data.splits)):
+        data.plan(data.view(split), training=split == "train")
     run.write("experiment.yaml", experiment.text().encode())
     tracker = tracking.start(experiment.tracking.uri, _spool(run), actor=True,
                              system_metrics=experiment.tracking.system_seconds or None)

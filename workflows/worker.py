@@ -25,7 +25,8 @@ from workflows import bundle, checkpoint, loop
 from workflows.experiment import Experiment, dataset_of, differences, storing_of, task_of
 from workflows.loop import Hooks, Progress, Step, Workers
 
-EVALUATION_ROWS = 256         # of a global batch when no gradients are kept
+EVALUATION_ROWS = 256         # of a worker's batch when no gradients are kept, at most,
+EVALUATION_TIMES = 4          # and how many times those of a training batch
 
 
 @dataclass
@@ -76,18 +77,32 @@ class Data:
     def plan(self, view: View, *, training: bool) -> Plan:
         settings = self.experiment.training
         tokens = None if view.lengths is None else self._budget()
-        if not training and tokens is not None and view.lengths is not None:
-            tokens = max(tokens, int(view.lengths.max()))
-        return Plan(view.rows, _sizes(view), settings.batch_size if training else EVALUATION_ROWS * self.workers.world,
-                    settings.seed, self.storing.shuffle_bytes, training, tokens, view.lengths)
+        if tokens is not None and view.lengths is not None:
+            longest = int(view.lengths.max(initial=1))
+            if not training:
+                tokens = max(tokens, longest)
+            elif settings.batch_seconds is not None and tokens < longest:
+                most = math.ceil(100 * longest / self._rate()) / 100
+                raise ValueError(f"training.batch_seconds={settings.batch_seconds:g} is less than the longest "
+                                 f"recording (row {int(view.lengths.argmax())}: {most:g} s); use at least {most:g}, or "
+                                 "a lower dataset.max_seconds, which sets long ones aside")
+        rows = settings.batch_size
+        if not training:                                # no gradients are kept: more rows fit, but not any number
+            rows = min(EVALUATION_ROWS * self.workers.world, EVALUATION_TIMES * rows)
+        return Plan(view.rows, _sizes(view), rows, settings.seed, self.storing.shuffle_bytes, training, tokens,
+                    view.lengths)
 
     def _budget(self) -> int | None:
         """Most steps in a global batch, in steps of the stored rows."""
         settings = self.experiment.training
         if settings.batch_seconds is None:
             return settings.batch_tokens
-        rate = self.dataset.spec(self.prepared.state, self.task)["rate"]
-        return max(1, int(settings.batch_seconds * rate))
+        return max(1, math.floor(settings.batch_seconds * self._rate()))
+
+    def _rate(self) -> int:
+        """Samples a second."""
+        rate: int = self.dataset.spec(self.prepared.state, self.task)["rate"]
+        return rate
 
     def ingest(self, split: str, *, training: bool) -> Ingest:
         view = self.view(split)

@@ -181,6 +181,22 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_whole(tmp_path, rate, cha
         assert "is truncated" in reason_of(put(tmp_path / "a.mp3", whole[:len(whole) // 2 + cut]))
 
 
+@pytest.mark.parametrize("between", [b"", b"ID3\x04\0\0\0\0\0\x05hello", bytes(7), b"TAG" + b" " * 125], ids=len)
+@pytest.mark.parametrize("counted", [True, False])
+def test_mp3s_that_were_joined_are_never_read_in_part(tmp_path, between, counted):
+    one = coded(sine(440, 1.0, RATE), format="MP3")
+    one = one if counted else one.replace(b"Xing", bytes(4)).replace(b"Info", bytes(4))
+    samples, reason = decode(put(tmp_path / "a.mp3", one + between + one), RATE, 30.0)
+    assert "is several recordings joined" in reason or len(samples) >= 2 * RATE
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_streams_that_were_joined_are_not_read_in_part(tmp_path, subtype):
+    one = coded(sine(440, 1.0, RATE), format="OGG", subtype=subtype)
+    assert len(good(put(tmp_path / "a.ogg", one))) >= RATE
+    assert "is several recordings joined" in reason_of(put(tmp_path / "a.ogg", one + one))
+
+
 @pytest.mark.parametrize(("riff", "data"), [
     (0xFFFFFFFF, 0xFFFFFFFF), (0, 0), (0, 0xFFFFFFFF), (0x7FFFFFFF, 0x7FFFFFDB), (0x80000024, 0x80000000),
     (0x7FFFF024, 0x7FFFF000)], ids=hex)
@@ -212,7 +228,8 @@ def test_a_flac_that_does_not_say_its_length_is_set_aside(tmp_path):
     (coded(np.zeros(0, np.int16)), "has no samples"), (coded(np.zeros(0), subtype="FLOAT"), "has no samples"),
     (coded(np.array([0.0, np.nan, 0.0]), subtype="FLOAT"), "has samples that are no finite numbers"),
     (coded(np.array([[0.0, 0.0], [np.inf, -np.inf]]), subtype="FLOAT"), "has samples that are no finite numbers"),
-    (coded(noise(2), 192_000), "is shorter than a sample at 16,000 Hz")])
+    (coded(noise(2), 192_000), "is shorter than a sample at 16,000 Hz")],
+    ids=lambda x: str(len(x)) if isinstance(x, bytes) else x)             # bytes hold the time at which they were made
 def test_a_file_without_a_sound_says_why(tmp_path, data, reason):
     path = put(tmp_path / "a.wav", data)
     assert reason in reason_of(path)
@@ -341,8 +358,8 @@ def test_a_manifest_gives_sounds_classes_and_splits(tmp_path, cluster, ending):
         assert numbers(prepared, part) == [i for i in range(30) if i // 3 % 3 == place]
         assert [row["label"] for row in stored(prepared, part)] == [(2, 0, 1)[i % 3] for i in numbers(prepared, part)]
         assert prepared.parts[part].column("length").tolist() == [5 + i % 7 for i in numbers(prepared, part)]
-    assert prepared.state["fitted"]["classes"] == {"said": ["no", "perhaps", "yes"]}
-    assert prepared.state["fitted"]["counts"] == {"said": [4, 4, 4]}
+    assert prepared.state["fitted"]["classes"] == {"label": ["no", "perhaps", "yes"]}
+    assert prepared.state["fitted"]["counts"] == {"label": [4, 4, 4]}
     assert prepared.state["notes"] == ["audio: 30 sounds, 0 s in all, at 16,000 Hz"]
     rows = pq.read_schema(prepared.storage.local / prepared.parts["train"].shards[0].file)
     assert rows.field("samples").type == pa.list_(pa.int16())
@@ -366,7 +383,7 @@ def test_a_class_a_folder(tmp_path, cluster):
     prepared = prepare(build({"test": str(tmp_path / "test"), "train": str(tmp_path / "train" / "**" / "*.wav")},
                              label="folder"), Storage(tmp_path / "out"))
     assert list(prepared.parts) == ["train", "test"]
-    assert prepared.state["fitted"]["classes"] == {"folder": ["no", "perhaps", "yes"]}
+    assert prepared.state["fitted"]["classes"] == {"label": ["no", "perhaps", "yes"]}
     for part, start in (("train", 0), ("test", 100)):
         by_folder = sorted((LABELS[number % 3], number) for number in range(start, start + 12))
         assert numbers(prepared, part) == [number for _, number in by_folder]
@@ -387,7 +404,7 @@ def test_bad_files_of_a_folder_are_set_aside(tmp_path, cluster):
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory) -> tuple[str, dict[int, tuple[str, str]]]:
-    """(a manifest of 60 rows, what is wrong in 12 of them: row -> field and the end of the reason)."""
+    """(a manifest of 60 rows, what is wrong in 13 of them: row -> field and the end of the reason)."""
     folder = tmp_path_factory.mktemp("troubled")
     rows = make(folder, 60)
     wrong = {}
@@ -402,6 +419,7 @@ def troubled(tmp_path_factory) -> tuple[str, dict[int, tuple[str, str]]]:
         rows[4 * number + 3]["path"] = f"bad{number}.wav"
         wrong[4 * number + 5] = ("path", f"{path} {reason}")                     # the header is row 1
     rows[40]["path"], wrong[42] = "none.wav", ("path", f"there is no file {folder / 'none.wav'}")
+    rows[42]["path"], wrong[44] = f"{'x' * 300}.wav", ("path", "")              # longer than a name can be
     rows[44]["path"], wrong[46] = "sounds", ("path", "")
     rows[48]["path"], wrong[50] = "", ("path", "no value")
     rows[52]["said"], wrong[54] = "", ("said", "no value")
@@ -421,17 +439,17 @@ def test_bad_files_of_a_manifest_are_set_aside_with_their_rows_and_reasons(troub
     assert {row["row"]: row["field"] for row in found} == {row: field for row, (field, _) in wrong.items()}
     for row in found:
         assert row["reason"].endswith(wrong[row["row"]][1])
-    assert (prepared.quarantine.rows, prepared.quarantine.kept) == (12, 48)
+    assert (prepared.quarantine.rows, prepared.quarantine.kept) == (13, 47)
 
 
 def test_too_many_bad_files_stop_with_the_first_ten(troubled, cluster, tmp_path):
     manifest, wrong = troubled
-    with pytest.raises(ValueError, match=r"^12 of 60 records cannot be used, more than quarantine\.limit=0\.1") as told:
+    with pytest.raises(ValueError, match=r"^13 of 60 records cannot be used, more than quarantine\.limit=0\.1") as told:
         prepare(build(manifest, label="said", max_seconds=1.5), Storage(tmp_path), limit=0.1)
     lines = str(told.value).splitlines()
     assert len([line for line in lines if line.startswith(manifest)]) == 10
     assert f"{manifest}, row 5, path: {wrong[5][1]}" in lines
-    assert "... and 2 more" in lines
+    assert "... and 3 more" in lines
     assert not any(tmp_path.rglob("*.parquet"))
 
 

@@ -60,7 +60,7 @@ def test_a_seed_gives_the_same_data_and_another_seed_other_data(tmp_path, kind):
     everything = [str(row) for rows in parts.values() for row in rows]
     twice = sum(count - 1 for count in Counter(everything).values())
     assert twice <= (20 if kind == "reviews" else 0)                            # no block repeats another
-    assert len(first.state["fitted"]["classes"][KINDS[kind][1]]) == CLASSES[kind]
+    assert len(first.state["fitted"]["classes"]["label"]) == CLASSES[kind]
     assert first.state["best"] == {"accuracy": 1 - {"reviews": 0.05, "dialled_digits": 0.03, "gestures": 0.04}[kind]}
 
 

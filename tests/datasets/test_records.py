@@ -147,6 +147,21 @@ def test_data_without_training_files_or_rows_is_refused(tmp_path, encoded):
         encoded(text(path, split_column="split"))
 
 
+def test_numbers_name_values_of_the_split_column_too(tmp_path, encoded):
+    path = many(tmp_path / "a.jsonl", 10, fold=[1, 2, 3, 4, 5])
+    found = encoded(text(path, split_column="fold", split_values={"test": [5], "validation": ["4"]}))
+    assert {part: len(rows) for part, rows in found.parts.items()} == {"train": 6, "validation": 2, "test": 2}
+
+
+@pytest.mark.parametrize(("options", "splits"), [
+    ({"path": "a.csv"}, {"train"}), ({"path": "a.csv", "split": {"test": 0.1}}, {"train", "test"}),
+    ({"path": {"train": "a.csv", "test": "b.csv"}, "split": {"validation": 0.1}}, {"train", "validation", "test"}),
+    ({"path": "a.csv", "split_column": "s", "split_values": {"test": ["x"]}}, {"train", "test"}),
+    ({"path": "a.csv", "split_column": "s"}, None)])
+def test_the_splits_are_known_beforehand_as_far_as_options_tell(options, splits):
+    assert text(**options).splits == splits
+
+
 # --- what is told ---------------------------------------------------------------------------------------------------
 
 def test_labels_of_any_kind_become_classes_in_the_order_of_their_names(tmp_path, encoded):
@@ -154,18 +169,18 @@ def test_labels_of_any_kind_become_classes_in_the_order_of_their_names(tmp_path,
                             ([True, False], ["False", "True"]), ([1.5, 2], ["1.5", "2"]), (["--1", "2"], ["--1", "2"])):
         path = many(tmp_path / "a.jsonl", 12, told=values)
         found = encoded(text(path, label="told"))
-        assert found.state["fitted"]["classes"] == {"told": classes}
+        assert found.state["fitted"]["classes"] == {"label": classes}
         assert [classes[row["label"]] for row in found.parts["train"]] == [
             str(values[i % len(values)]).strip() for i in range(12)]
-        assert sum(found.state["fitted"]["counts"]["told"]) == 12
+        assert sum(found.state["fitted"]["counts"]["label"]) == 12
 
 
 def test_whole_numbers_are_one_class_whether_stored_as_integers_or_not(tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(files, "LINE_ROWS", 2)
     path = many(tmp_path / "a.jsonl", 8, told=[1, 2, 1.0, 2.5])           # a block of whole numbers, a block of floats
-    assert encoded(text(path, label="told")).state["fitted"]["classes"]["told"] == sorted(["1", "2", "2.5"])
+    assert encoded(text(path, label="told")).state["fitted"]["classes"]["label"] == sorted(["1", "2", "2.5"])
     path = many(tmp_path / "b.jsonl", 8, told=[[1, 2], [2], [1.0, 2.5], []])
-    assert encoded(text(path, labels="told")).state["fitted"]["classes"]["told"] == ["1", "2", "2.5"]
+    assert encoded(text(path, labels="told")).state["fitted"]["classes"]["labels"] == ["1", "2", "2.5"]
 
 
 def test_missing_labels_are_quarantined(tmp_path, encoded):
@@ -173,7 +188,7 @@ def test_missing_labels_are_quarantined(tmp_path, encoded):
     assert encoded(text(path, label="told")).bad == [(row, "told", "no value") for row in (3, 4, 5, 8, 9, 10)]
     pq.write_table(pa.table({"text": ["x"] * 4, "told": [1.0, math.nan, 2.0, None]}), tmp_path / "a.parquet")
     found = encoded(text(str(tmp_path / "a.parquet"), label="told"))
-    assert found.state["fitted"]["classes"]["told"] == ["1", "2"]
+    assert found.state["fitted"]["classes"]["label"] == ["1", "2"]
     assert found.bad == [(2, "told", "no value"), (4, "told", "no value")]
 
 
@@ -184,14 +199,19 @@ def test_a_label_that_training_never_had_is_quarantined(tmp_path, encoded):
     assert len(found.parts["validation"]) == 3
 
 
+def test_a_class_named_twice_in_a_row_counts_once(tmp_path, encoded):
+    path = many(tmp_path / "a.jsonl", 10, told=[["a", "a", "a"], ["b"]])
+    assert encoded(text(path, labels="told")).state["fitted"]["counts"] == {"labels": [5, 5]}
+
+
 def test_several_classes_a_row(tmp_path, encoded):
     for values in ([["a", "c"], [], ["b"], None, ["a", None], [""]], ["a  c", "", "b", None]):
         path = many(tmp_path / "a.jsonl", len(values), told=values)
         found = encoded(text(path, labels="told"))
-        assert found.state["fitted"]["classes"]["told"] == ["a", "b", "c"]
+        assert found.state["fitted"]["classes"]["labels"] == ["a", "b", "c"]
         assert [row["labels"] for row in found.parts["train"]] == [[0, 2], [], [1]]
         assert found.bad == [(row, "told", "no value") for row in range(4, len(values) + 1)]
-        assert found.state["fitted"]["counts"]["told"] == [2 if len(values) > 4 else 1, 1, 1]
+        assert found.state["fitted"]["counts"]["labels"] == [2 if len(values) > 4 else 1, 1, 1]
 
 
 def test_numbers_are_stored_and_what_is_no_number_is_quarantined(tmp_path, encoded):
@@ -264,6 +284,11 @@ def test_other_data_is_encoded_with_the_given_vocabulary_and_classes(tmp_path, e
     [row] = found.parts["test"]
     assert row["label"] == state["fitted"]["classes"]["label"].index("yes")
     assert row["tokens"] == encoded_text(first, state, "t9 [ t3")
+    renamed = text({"test": lines(tmp_path / "c.jsonl", [{"text": "t9", "verdict": "yes"}])}, label="verdict")
+    renamed.reuse(state)
+    assert encoded(renamed).parts["test"][0]["label"] == row["label"]           # a column may be called otherwise
+    with pytest.raises(ValueError, match=r"dataset\.labels is not what the bundle tells \(dataset\.label\)"):
+        text(str(tmp_path / "b.jsonl"), labels="label").reuse(state)
     assert found.bad == [(2, "label", "'perhaps' is no class of the training rows")]
 
 
@@ -290,8 +315,8 @@ def test_the_key_changes_with_the_options_the_splits_and_the_reused_state(tmp_pa
     made = [text(path), text(path, label="text"), text(path, split={"test": 0.1}), text(path, vocabulary=99),
             text({"train": path}), text({"test": path}), text(path, split_column="label"),
             text(path, split_column="label", split_values={"test": ["yes"]}), text(path), text(path)]
-    made[-2].reuse({"fitted": {"a": 1}})
-    made[-1].reuse({"fitted": {"a": 2}})
+    made[-2].reuse({"fitted": {"classes": {"label": ["a"]}}})
+    made[-1].reuse({"fitted": {"classes": {"label": ["b"]}}})
     keys = [cache_key(dataset) for dataset in made]
     assert keys[0] == keys[4]                                   # the same rows in the same split
     assert len(set(keys)) == len(keys) - 1

@@ -245,7 +245,7 @@ def test_the_first_token_of_each_word_has_its_class(tmp_path, encoded, kind, lis
     told = [{"text": text, "tags": tags} for text, tags in TAGGED]
     told = [{name: value.split() for name, value in row.items()} for row in told] if listed else told
     found = encoded(build(lines(tmp_path / "a.jsonl", told), kind, step_labels="tags"))
-    made, classes = _loaded(found.state["fitted"]["tokenizer"]), found.state["fitted"]["classes"]["tags"]
+    made, classes = _loaded(found.state["fitted"]["tokenizer"]), found.state["fitted"]["classes"]["step_labels"]
     assert classes == ["A", "D", "N", "P", "V", "X"]
     assert found.bad == []
     for row, (text, tags) in zip(found.parts["train"], TAGGED, strict=True):

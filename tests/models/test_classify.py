@@ -157,7 +157,9 @@ def test_scores_of_counts_are_those_of_scikit_learn_whatever_class_is_absent():
         truth, chosen = (rng.choice(rng.choice(7, rng.integers(1, 5)), 12) for _ in range(2))
         matrix = classification.confusion(torch.from_numpy(truth), torch.from_numpy(chosen), torch.ones(12), 7)
         np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, chosen, labels=range(7)))
-        assert classification.scores(matrix) == pytest.approx({
+        same = classification.choices(torch.from_numpy(truth), torch.from_numpy(chosen), torch.ones(12), 7)
+        assert torch.equal(same, classification.table(matrix))
+        assert classification.scores(same) == pytest.approx({
             "accuracy": metrics.accuracy_score(truth, chosen),
             "macro_f1": metrics.f1_score(truth, chosen, average="macro")})
 
@@ -171,9 +173,20 @@ def test_decisions_are_counted_by_class():
 
 
 def test_nothing_has_no_scores():
-    assert classification.scores(torch.zeros(3, 3)) == {}
+    assert classification.scores(torch.zeros(3, 4)) == {}
     assert classification.scores_of_several(torch.zeros(3, 4)) == {}
     assert classification.scores_of_several(torch.tensor([[0.0, 0, 0, 9]])) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["one", "steps"])
+def test_a_great_many_classes_are_counted_without_a_matrix(kind, monkeypatch):
+    model, data = make(kind), batch()
+    whole = sums_of(model, data)
+    monkeypatch.setattr(classification, "MATRIX", K - 1)
+    short = sums_of(model, data)
+    assert (whole["confusion"].shape, short["decisions"].shape, "confusion" in short) == ((K, K), (K, 4), False)
+    assert model.task.result(short) == pytest.approx(model.task.result(whole))
+    assert model.task.artifacts(short) == []
 
 
 @every_kind

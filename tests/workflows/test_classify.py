@@ -103,6 +103,12 @@ def test_predictions_do_not_depend_on_what_else_is_in_the_file(folder, text):
         assert alone[0]["probability"] == pytest.approx(together[i]["probability"], abs=1e-5)
 
 
+def test_a_file_without_rows_is_named(folder, text):
+    (folder / "empty.csv").write_text("text,label\n")
+    done = CliRunner().invoke(main, ["predict", text["bundle"], f"{folder}/empty.csv"])
+    assert done.exit_code == 2 and f"{folder}/empty.csv holds no rows" in done.stderr
+
+
 def test_a_missing_file_is_no_sentence(text):
     done = CliRunner().invoke(main, ["predict", text["bundle"], "reviews.csv"])
     assert done.exit_code == 2 and "there is no file or folder" in done.stderr
@@ -158,6 +164,15 @@ def test_a_sound_and_a_folder_are_classified_and_what_is_no_sound_is_skipped(fol
     rows, said = predict(sounds["bundle"], place)
     assert len(rows) == 21 and sum(r["class"] == "low" for r in rows) in range(8, 13)
     assert [Path(r["file"]).name for r in rows if r["skipped"]] == ["broken.wav"] and "1 of 21" in said
+
+
+def test_a_budget_of_seconds_below_the_longest_sound_is_refused_before_there_is_a_run(folder, sounds):
+    told = experiment(folder, "short", {
+        "kind": "audio", "path": {p: f"{folder}/sounds/{p}" for p in ("train", "test")}, "rate": 8000,
+        "label": "folder", "split": {"validation": 0.2}}, training={"batch_seconds": 0.1})
+    message = fails(folder, told)
+    assert "training.batch_seconds=0.1 is less than the longest recording" in message and "use at least 0.5" in message
+    assert not list(Path(folder, "runs").glob("short-*"))
 
 
 def test_augmentation_is_off_in_a_bundle(folder, sounds):
@@ -225,11 +240,13 @@ def fails(folder, told, *overrides):
     ("task", "kind", "regress", "what can: classify"),
     ("training", "batch_seconds", 10.0, "use training.batch_tokens"),
     ("training", "batch_tokens", 3, "less than the longest row"),
+    ("training", "batch_seconds", float("inf"), "training.batch_seconds=inf is out of range"),
+    ("dataset", "split_values", {"test": 5}, "must be a mapping to a list, each a text or a whole number"),
     ("dataset", "label", "lable", "has no column 'lable', did you mean 'label'?"),
     ("dataset", "label", None, "says nothing of what to predict"),
     ("dataset", "vocabulary", 2, "dataset.vocabulary=2 is too small"),
     ("quarantine", "limit", 0.0, "more than quarantine.limit=0.0 allows"),
-    ("dataset", "path", {"train": "TRAIN"}, "the prepared data has no validation split")])
+    ("dataset", "path", {"train": "TRAIN"}, "the data has no validation split, only train;")])
 def test_a_mistake_is_answered_with_key_value_and_remedy(folder, text, section, key, value, said):
     told = experiment(folder, "wrong", {
         "kind": "text", "path": {s: f"{folder}/{s}.csv" for s in ("train", "validation", "test")}, "label": "label",
@@ -237,6 +254,17 @@ def test_a_mistake_is_answered_with_key_value_and_remedy(folder, text, section, 
     told.setdefault(section, {})[key] = {"train": f"{folder}/train.csv"} if key == "path" else value
     message = fails(folder, told)
     assert said in message and "Traceback" not in message
+
+
+def test_names_with_signs_of_mathematics_are_drawn_and_cut_texts_are_told(folder):
+    (folder / "prices.csv").write_text("text,label\n" + "".join(
+        f"word {'much' if i % 2 else 'little'} and more,{'$_$' if i % 2 else '1^$2'}\n" for i in range(60)))
+    result = train(experiment(folder, "prices", {
+        "kind": "text", "path": f"{folder}/prices.csv", "label": "label", "tokenizer": "word", "vocabulary": 100,
+        "max_length": 2, "split": {"validation": 0.2}}), progress=False)
+    assert Path(folder, "runs", result["run"], "pictures", "confusion.png").exists()
+    rows, said = predict(result["bundle"], "word much and more")
+    assert rows[0]["class"] == "$_$" and "1 rows were longer than dataset.max_length=2" in said
 
 
 def test_too_many_bad_rows_stop_the_run_and_show_the_first_ten(folder):

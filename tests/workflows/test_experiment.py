@@ -146,6 +146,7 @@ def test_all_mistakes_are_told_at_once():
     (["model={family: transformer, hidden_size: 10, heads: 4, patch: 4}"], "model.heads=4"),
     (["task.loss=quantile", "task.quantiles=[0.1, 0.9]"],
      "task.quantiles=[0.1, 0.9] must lie between 0 and 1 and hold 0.5"),
+    (["training.batch_tokens=10"], "training.batch_tokens has no meaning for windows"),
     (["model.hidden_size=100000000000"], "a model of these sizes cannot be built"),
     (["dataset={kind: timeseries, path: a.csv, targets: [y]}"], "dataset.split has no validation"),
     (["dataset={kind: timeseries, path: a.csv, targets: [y], split: {validation: .nan}}"],
