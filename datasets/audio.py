@@ -329,9 +329,6 @@ def _frame(data: bytes, at: int) -> int:
     return (144 if first else 72) * KBITS[first][bits] * 1000 // HERTZ[version][rate] + padded
 
 
-COUNTS = (b"Xing", b"Info", b"VBRI")        # what a frame holds that tells how many there are
-
-
 def _mp3_follows(data: bytes, at: int) -> bool:
     """Whether three MP3 frames in a row begin somewhere from `at` on, past a tag or some bytes that are none."""
     while (at := data.find(b"\xff", at)) >= 0:
@@ -358,11 +355,12 @@ def _counted(data: bytes) -> bytes:
     size = _frame(data, start)
     if not size:
         return data
+    marks = [mark.start() for mark in re.finditer(b"Xing|Info|VBRI", data)]       # of frames that count the others
+    counted = any(start < mark < start + size for mark in marks)
     at, count, heads = start, 0, 0
     while last := _frame(data, at):
-        heads += any(name in data[at:at + 48] for name in COUNTS)
+        heads += any(at < mark < at + 48 for mark in marks)
         at, count = at + last, count + 1
-    counted = any(name in data[start:start + size] for name in COUNTS)
     if heads > counted or _mp3_follows(data, at):
         raise _Unusable(JOINED)
     if counted:

@@ -274,9 +274,7 @@ def test_an_hour_is_refused_without_being_decoded(tmp_path, form, monkeypatch):
     else:
         put(path, coded(noise(8000 * 60), 8000, format="MP3").replace(b"Xing", bytes(4)) * minutes)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
-    start = time.process_time()
     reason = reason_of(str(path))
-    assert time.process_time() - start < 0.2                                    # to decode it takes seconds
     assert float(reason.split("lasts ")[1].split(" s")[0].replace(",", "")) == pytest.approx(60 * minutes, rel=0.01)
 
 
