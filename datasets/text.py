@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, trainers
-from tokenizers import models as kinds
 
 from datasets import files
 from datasets.records import CUT, RAW_LENGTH, STEP, Bad, Options, Records, State, list_array
+from datasets.vocabulary import END, PIECES, UNKNOWN, Kind, Vocabulary, load
 
-Kind = Literal["bpe", "unigram", "word", "character", "byte"]
-
-SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")       # ids 0 to 3; the last also stands between two texts
-UNKNOWN, END = 1, 3
-SPACE = "\u2581"                                     # of unigram pieces, for a blank
-PIECES = re.compile(r"(?s).{1,1000}(?!\S)|.{1,1000}")       # to learn from: a megabyte without a blank takes for ever
 SLICE = 1000                                         # texts that are tokenized together
 
 
@@ -50,15 +40,6 @@ def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "b
     columns = [text] if isinstance(text, str) else list(text)
     if len(columns) not in (1, 2) or len(set(columns)) < len(columns):
         raise ValueError(f"dataset.text={text!r} must be one column, or a list of two")
-    smallest = len(SPECIAL) + (256 if tokenizer in ("bpe", "byte") else 1)
-    if vocabulary < smallest:
-        raise ValueError(f"dataset.vocabulary={vocabulary} is too small for dataset.tokenizer={tokenizer}; "
-                         f"use at least {smallest}")
-    if min_count < 1:
-        raise ValueError(f"dataset.min_count={min_count} is too small; use at least 1")
-    if min_count > 1 and tokenizer in ("unigram", "byte"):
-        raise ValueError(f"dataset.min_count={min_count} has no meaning for dataset.tokenizer={tokenizer}; "
-                         "leave it out")
     shortest = 2 * len(columns) - 1                     # a token of each, and the mark between two
     if max_length is not None and max_length < shortest:
         raise ValueError(f"dataset.max_length={max_length} is too small; use at least {shortest}, or null")
@@ -83,9 +64,14 @@ class Text(Records):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.words()                                            # refuses what is out of range
         if self.told.step_labels is not None and len(self.text) > 1:
             raise ValueError(f"dataset.step_labels={self.told.step_labels!r} are of one text; name one column in "
                              f"dataset.text, not {len(self.text)}")
+
+    def words(self) -> Vocabulary:
+        """How the vocabulary is learnt."""
+        return Vocabulary(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)
 
     def input_columns(self) -> list[str]:
         return self.text
@@ -98,37 +84,11 @@ class Text(Records):
 
     def fit(self, texts: Iterator[list[str]], sums: State) -> State:
         """The tokenizer, as the JSON of the tokenizers library."""
-        made, trainer = _untrained(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)
-        if trainer is None:
-            super().fit(texts, sums)
-            return {"tokenizer": made.to_str(), "vocabulary": made.get_vocab_size()}
-        if self.tokenizer == "unigram":
-            made.train_from_iterator(self._roomy(texts), trainer)
-            told = _in_order(made.to_str())
-        else:
-            made.train_from_iterator(texts, trainer)
-            told = made.to_str()
-        return {"tokenizer": told, "vocabulary": _loaded(told).get_vocab_size()}
-
-    def _roomy(self, texts: Iterator[list[str]]) -> Iterator[list[str]]:
-        """The same texts; ValueError at the end if the vocabulary has no room for their characters.
-
-        Without room for them the trainer goes on for ever.
-        """
-        known = set(SPACE)
-        normalizer = _untrained(self.tokenizer, self.vocabulary, self.min_count, self.lowercase)[0].normalizer
-        for some in texts:
-            known.update(*(normalizer.normalize_str(text) for text in some))
-            yield some
-        needed = len(SPECIAL) + len(known - {" "})
-        if needed > self.vocabulary:
-            raise ValueError(f"dataset.vocabulary={self.vocabulary} is too small for the {needed - len(SPECIAL):,} "
-                             f"characters of the training rows with dataset.tokenizer=unigram; use at least {needed}, "
-                             "or the tokenizer bpe, which needs 260 for any text")
+        return self.words().learn(texts)
 
     def encode_input(self, table: pa.Table, rows: Sequence[int], bad: Bad) -> tuple[dict[str, pa.Array], State]:
         assert self.fitted is not None
-        made = _loaded(self.fitted["tokenizer"])
+        made = load(self.fitted["tokenizer"])
         words = self.told.step_labels is not None
         tokens: list[list[list[int]]] = [[] for _ in rows]           # of each text of each row
         steps: list[list[int]] = [[] for _ in rows]
@@ -236,64 +196,3 @@ def _joined(parts: list[list[int]], most: int | None) -> list[int]:
 def _first_tokens(words: list[int | None]) -> list[int]:
     """The word of each token that is the first of its word; -1 for the others."""
     return [-1 if word is None or (i and words[i - 1] == word) else word for i, word in enumerate(words)]
-
-
-def _untrained(kind: Kind, vocabulary: int, min_count: int,
-               lowercase: bool) -> tuple[tokenizers.Tokenizer, Any]:
-    """A tokenizer without a vocabulary, and what trains it (nothing for bytes)."""
-    special = [AddedToken(name, special=True) for name in SPECIAL]
-    shared: dict[str, Any] = {"vocab_size": vocabulary, "special_tokens": special, "show_progress": False}
-    trainer: Any = None
-    steps: list[Any] = [] if kind in ("bpe", "byte") else [normalizers.NFC()]
-    if kind in ("bpe", "byte"):
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        known = {name: i for i, name in enumerate((*SPECIAL, *alphabet))}
-        made = tokenizers.Tokenizer(kinds.BPE(vocab=known, merges=[]) if kind == "byte" else kinds.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-        if kind == "bpe":
-            trainer = trainers.BpeTrainer(min_frequency=min_count, initial_alphabet=alphabet, **shared)
-        else:
-            made.add_special_tokens(special)
-    elif kind == "unigram":
-        made = tokenizers.Tokenizer(kinds.Unigram())
-        # No piece has a bracket and more: so none is "[EOS]".
-        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(),
-                                                      pre_tokenizers.Split(Regex(r"\["), "isolated")])
-        made.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(unk_token=SPECIAL[UNKNOWN], **shared)
-    else:
-        made = tokenizers.Tokenizer(kinds.WordLevel(unk_token=SPECIAL[UNKNOWN]))
-        made.pre_tokenizer = (pre_tokenizers.Whitespace() if kind == "word"
-                              else pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"))
-        if kind == "character":
-            made.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(min_frequency=min_count, **shared)
-    if lowercase:
-        steps.append(normalizers.Lowercase())
-    if steps:
-        made.normalizer = normalizers.Sequence(steps)
-    return made, trainer
-
-
-def _in_order(told: str) -> str:
-    """A unigram tokenizer's JSON, the same for each training on the same texts.
-
-    The trainer adds in the order of a hash table: scores differ in their last digits, those of characters that no
-    piece needed by steps of 0.0001 above the least of all, and with them the order of the pieces.
-    """
-    made = json.loads(told)
-    first, pieces = made["model"]["vocab"][:len(SPECIAL)], made["model"]["vocab"][len(SPECIAL):]
-    least = min((score for _, score in pieces), default=0.0)
-    edge = least + 0.0001 * len([piece for piece, _ in pieces if len(piece) == 1]) + 1e-9
-    scores = {piece: round(least if len(piece) == 1 and score <= edge else score, 9) for piece, score in pieces}
-    made["model"]["vocab"] = [*first, *(list(one) for one in sorted(scores.items(), key=lambda x: (-x[1], x[0])))]
-    return json.dumps(made, ensure_ascii=False)
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(text: str) -> tokenizers.Tokenizer:
-    """The tokenizer of its JSON; special names in a text are ordinary text."""
-    made = tokenizers.Tokenizer.from_str(text)
-    made.encode_special_tokens = True
-    return made

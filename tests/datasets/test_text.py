@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import datasets
 from datasets import files
-from datasets.text import END, SPECIAL, UNKNOWN, _joined, _loaded
+from datasets.text import _joined
+from datasets.vocabulary import END, SPECIAL, UNKNOWN, load
 
 KINDS = ("bpe", "unigram", "word", "character", "byte")
 WORDS = ["the cat sat on the mat", "a cat and a dog", "the dog ran", "running is fun , said the runner !"] * 5
@@ -40,7 +41,7 @@ def trained(tmp_path, encoded, kind="word", texts=WORDS, **options):
     """(dataset, what was stored and fitted, its tokenizer)."""
     dataset = build(lines(tmp_path / "a.jsonl", rows(texts)), kind, **options)
     found = encoded(dataset)
-    return dataset, found, _loaded(found.state["fitted"]["tokenizer"])
+    return dataset, found, load(found.state["fitted"]["tokenizer"])
 
 
 def request(dataset, state, source):
@@ -57,7 +58,7 @@ def test_the_vocabulary_is_of_the_training_split_only(tmp_path, encoded, kind):
              "test": lines(tmp_path / "b.jsonl", rows(["zzz zzz the", "日本"] * 200))}
     found = encoded(build(paths, kind))
     fitted = found.state["fitted"]
-    made = _loaded(fitted["tokenizer"])
+    made = load(fitted["tokenizer"])
     assert fitted["vocabulary"] == made.get_vocab_size() <= ROOM[kind]
     assert [made.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3]
     assert all(made.token_to_id(name) is None for name in ("zz", "zzz", "日", "日本", "\u2581zzz"))
@@ -95,7 +96,7 @@ def known(tmp_path_factory):
     dataset = datasets.build("text", path="", label="label", tokenizer="bpe", vocabulary=300)
     pairs = dataset.fit(iter([WORDS]), {})["tokenizer"]
     single = datasets.build("text", path=str(folder), label="label", tokenizer="byte")
-    return [_loaded(pairs), _loaded(single.fit(iter([WORDS]), {})["tokenizer"])]
+    return [load(pairs), load(single.fit(iter([WORDS]), {})["tokenizer"])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +177,7 @@ def test_two_texts_are_one_sequence_with_a_mark_between(tmp_path, encoded):
     path = lines(tmp_path / "a.jsonl", rows(["a", "b", "c"], more=["b", "", "c"]))
     dataset = build(path, text=["text", "more"])
     found = encoded(dataset)
-    made = _loaded(found.state["fitted"]["tokenizer"])
+    made = load(found.state["fitted"]["tokenizer"])
     assert [[made.id_to_token(token) for token in row["tokens"]] for row in found.parts["train"]] == [
         ["a", "[EOS]", "b"], ["c", "[EOS]", "c"]]
     assert found.bad == [(2, "more", "empty")]
@@ -245,7 +246,7 @@ def test_the_first_token_of_each_word_has_its_class(tmp_path, encoded, kind, lis
     told = [{"text": text, "tags": tags} for text, tags in TAGGED]
     told = [{name: value.split() for name, value in row.items()} for row in told] if listed else told
     found = encoded(build(lines(tmp_path / "a.jsonl", told), kind, step_labels="tags"))
-    made, classes = _loaded(found.state["fitted"]["tokenizer"]), found.state["fitted"]["classes"]["step_labels"]
+    made, classes = load(found.state["fitted"]["tokenizer"]), found.state["fitted"]["classes"]["step_labels"]
     assert classes == ["A", "D", "N", "P", "V", "X"]
     assert found.bad == []
     for row, (text, tags) in zip(found.parts["train"], TAGGED, strict=True):
@@ -263,7 +264,7 @@ def test_the_first_token_of_each_word_has_its_class(tmp_path, encoded, kind, lis
 def test_words_learned_are_words_encoded(tmp_path, encoded):
     told = [{"text": "the cat sat", "tags": "D N V"}] * 50
     found = encoded(build(lines(tmp_path / "a.jsonl", told), "bpe", step_labels="tags"))
-    pieces = _loaded(found.state["fitted"]["tokenizer"]).get_vocab()
+    pieces = load(found.state["fitted"]["tokenizer"]).get_vocab()
     assert found.parts["train"][0]["length"] == 3
     assert not any(piece.startswith("\u0120") for piece in pieces if len(piece) > 1)      # a blank and a word
 
