@@ -28,6 +28,7 @@ from datasets.files import Source
 from datasets.plan import mixed
 from datasets.storage import sha256
 from datasets.views import RowView
+from datasets.vocabulary import BEGIN, END, PIECES, Kind, Vocabulary, load
 
 if TYPE_CHECKING:
     import ray.data
@@ -38,6 +39,7 @@ State = dict[str, Any]                       # JSON-able
 Bad = dict[int, tuple[str, str]]             # row of a table -> field, what is wrong with it
 PARTS = ("train", "validation", "test")
 REQUEST_ROWS = 512                           # of new data encoded at a time
+MOST_NGRAMS = 8
 MAX_CLASSES = 10_000                         # more is most likely a column of numbers or of texts
 
 
@@ -57,6 +59,13 @@ class Options:
             (task classify, each class decided by itself).
         step_labels: the column that has a class for each step: a list, or names separated by spaces (task label).
         numbers: the columns of numbers to predict (task regress).
+        target: the column of the text to make of each row (task transcribe).
+        target_tokenizer: what a token of that text is: bpe, unigram, word, character or byte (see the tokenizer of
+            text); the vocabulary is learnt from the training rows.
+        target_vocabulary: most tokens in it, 4 special ones included; byte always has 260.
+        target_lowercase: whether its capital letters are made small.
+        target_ngrams: how many tokens in a row the training rows' texts are counted by, for a language model that a
+            beam search can listen to (task.language_weight); 0 counts none.
     """
 
     path: str | dict[str, str]
@@ -67,12 +76,25 @@ class Options:
     labels: str | None = None
     step_labels: str | None = None
     numbers: list[str] | None = None
+    target: str | None = None
+    target_tokenizer: Kind = "character"
+    target_vocabulary: int = 8000
+    target_lowercase: bool = False
+    target_ngrams: int = 0
 
     def __post_init__(self) -> None:
         _check_parts("path", self.path if isinstance(self.path, dict) else {})
         _check_parts("split", self.shares)
         _check_parts("split_values", self.values)
         self._check_split()
+        if not 0 <= self.target_ngrams <= MOST_NGRAMS:
+            raise ValueError(f"dataset.target_ngrams={self.target_ngrams} is out of range; use 0 to {MOST_NGRAMS}")
+        self.words()                                                # refuses what is out of range
+
+    def words(self) -> Vocabulary:
+        """How the target's vocabulary is learnt."""
+        return Vocabulary(self.target_tokenizer, self.target_vocabulary, lowercase=self.target_lowercase,
+                          prefix="target_")
 
     @property
     def shares(self) -> dict[str, float]:
@@ -120,12 +142,13 @@ class Options:
     @property
     def columns(self) -> list[str]:
         """The columns of what is told, and of the split."""
-        return [*filter(None, [self.split_column]), *self.class_columns.values(), *self.number_columns]
+        given = [self.split_column, *self.class_columns.values(), *self.number_columns, self.target]
+        return [name for name in given if name is not None]
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What is told: those of label, labels, step_labels and numbers that are given."""
-        return tuple(name for name in ("label", "labels", "step_labels", "numbers") if getattr(self, name))
+        """What is told: those of label, labels, step_labels, numbers and target that are given."""
+        return tuple(name for name in ("label", "labels", "step_labels", "numbers", "target") if getattr(self, name))
 
 
 def _check_parts(key: str, given: Mapping[str, Any]) -> None:
@@ -273,6 +296,10 @@ class Records:
         fitted = None if state is None else state["fitted"]
         told: dict[str, Any] = {"frontend": self.frontend, **self.input_spec(fitted)}
         target = task["target"]
+        if target == "target":
+            return {**told, "tokenizer": fitted and fitted["target"]["tokenizer"],
+                    "tokens": fitted["target"]["vocabulary"] if fitted else self.told.target_vocabulary,
+                    "ngrams": fitted["target"]["ngrams"] if fitted else [[0] * (self.told.target_ngrams + 1)]}
         if target == "numbers":
             return {**told, "targets": len(self.told.number_columns), "mean": fitted and fitted["numbers"]["mean"],
                     "std": fitted and fitted["numbers"]["std"]}
@@ -281,6 +308,8 @@ class Records:
 
     def names(self, state: Mapping[str, Any], target: str) -> list[str]:
         """What the numbers of a target stand for: classes in the order of their numbers, or columns of numbers."""
+        if target == "target":
+            return []
         if target == "numbers":
             return self.told.number_columns
         names: list[str] = state["fitted"]["classes"][target]
@@ -289,7 +318,7 @@ class Records:
     def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
         if split not in prepared.parts:
             raise no_split(split, prepared.parts)
-        kinds: dict[str, str | int] = {"label": "row", "step_labels": "step", "numbers": "row"}
+        kinds: dict[str, str | int] = {"label": "row", "step_labels": "step", "numbers": "row", "target": "list"}
         target = task["target"]
         kind = kinds.get(target, len(self.names(prepared.state, target)))
         return RowView(prepared.parts[split], self.inputs(prepared.state["fitted"]), {target: kind})
@@ -422,7 +451,24 @@ class Records:
                        "split_values": list(total.get("split_values", {}))}
         if self.told.number_columns:
             told["numbers"] = moments(total["numbers"])
+        if self.told.target is not None:
+            told["target"] = self._fit_target(listed, training)
         return {**told, **fitted}
+
+    def _fit_target(self, listed: list[tuple[Source, str]], training: Sequence[Source]) -> State:
+        """The vocabulary of the training rows' targets, and how often tokens follow each other, a pass each."""
+        def passes(task: Any, *more: Any) -> Iterator[Any]:
+            rows = self.raw_rows(training).map_batches(functools.partial(task, self, listed, *more), batch_size=None,
+                                                       batch_format="pyarrow", num_cpus=files.TASK_CPUS)
+            for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from block["found"].to_pylist()
+
+        learnt = self.told.words().learn(passes(_target_texts))
+        counts: Counter[tuple[int, ...]] = Counter()
+        if self.told.target_ngrams:
+            for found in passes(_target_ngrams, learnt["tokenizer"]):
+                counts.update({tuple(ngram): count for *ngram, count in found})
+        return {**learnt, "ngrams": [[*ngram, count] for ngram, count in sorted(counts.items())]}
 
     def tally_told(self, table: pa.Table, rows: Sequence[int]) -> State:
         """Sums over training rows of what is told: rows a class, and moments of the numbers."""
@@ -470,6 +516,19 @@ class Records:
                 given = table[told.number_columns[column]][rows[place]].as_py()
                 bad.setdefault(rows[place], (told.number_columns[column], f"{given!r} is no finite number"))
             out["numbers"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
+        if told.target is not None:
+            out["target"] = pa.array(self._target_tokens(table, rows, told.target, bad), pa.list_(pa.int32()))
+        return out
+
+    def _target_tokens(self, table: pa.Table, rows: Sequence[int], column: str, bad: Bad) -> list[list[int]]:
+        """The tokens of the target of each of these rows."""
+        assert self.fitted is not None
+        texts = _texts(table, column)
+        made = load(self.fitted["target"]["tokenizer"])
+        out = [one.ids for one in made.encode_batch_fast([texts[i] or "" for i in rows], add_special_tokens=False)]
+        for i, tokens in zip(rows, out, strict=True):
+            if not tokens:
+                bad.setdefault(i, (column, "no token in it" if texts[i] else "no value"))
         return out
 
     def _told_numbers(self, table: pa.Table, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -566,6 +625,38 @@ def _tally_block(dataset: Records, listed: list[tuple[Source, str]], table: pa.T
         told["split_values"] = Counter(x for x in _texts(table, dataset.told.split_column) if x is not None)
     told["input"], texts = dataset.tally(table, rows)
     yield pa.table({"tally": [json.dumps(told)], "texts": pa.array([texts], pa.list_(pa.string()))})
+
+
+def _training_targets(dataset: Records, listed: list[tuple[Source, str]], table: pa.Table) -> list[str]:
+    bad = dataset.bad_of(table)
+    texts = _texts(table, dataset.told.target or "")
+    return [text for i in dataset.in_part(listed, "train", table) if i not in bad and (text := texts[i])]
+
+
+@files.in_task
+def _target_texts(dataset: Records, listed: list[tuple[Source, str]], table: pa.Table) -> Iterator[pa.Table]:
+    if len(table):
+        texts = [piece for text in _training_targets(dataset, listed, table) for piece in PIECES.findall(text)]
+        yield pa.table({"found": pa.array([texts], pa.list_(pa.string()))})
+
+
+@files.in_task
+def _target_ngrams(dataset: Records, listed: list[tuple[Source, str]], tokenizer: str,
+                   table: pa.Table) -> Iterator[pa.Table]:
+    """How often each run of `target_ngrams` tokens occurs: [tokens and the count].
+
+    Each text begins with as many BEGIN as a run holds more than one token, and ends with END: so every token ends one
+    run, and shorter runs can be counted from these.
+    """
+    if not len(table):
+        return
+    order, counts = dataset.told.target_ngrams, Counter[tuple[int, ...]]()
+    for encoded in load(tokenizer).encode_batch_fast(_training_targets(dataset, listed, table),
+                                                     add_special_tokens=False):
+        tokens = [BEGIN] * (order - 1) + encoded.ids + [END]
+        counts.update(tuple(tokens[i:i + order]) for i in range(len(tokens) - order + 1))
+    found = [[*ngram, count] for ngram, count in counts.items()]
+    yield pa.table({"found": pa.array([found], pa.list_(pa.list_(pa.int64())))})
 
 
 @files.in_task

@@ -245,7 +245,8 @@ class RowView:
         part: stored rows with a ``length`` each, in steps of the input.
         inputs: columns of lists -> numbers a step, or 0 for one number without an axis of its own.
         targets: columns -> what they hold: ``row`` (a number, or a list of one size, a row), ``step`` (a number a step;
-            padding becomes -1), or a count K (a list of whole numbers below K a row, which becomes K zeros and ones).
+            padding becomes -1), ``list`` (whole numbers, any count a row; padding becomes -1), or a count K (a list of
+            whole numbers below K a row, which becomes K zeros and ones).
     """
 
     part: Part
@@ -286,6 +287,8 @@ class RowReader:
         for name, kind in targets.items():
             if kind == "step":
                 self.told[name] = Runs(_flat(table[name]), self.steps)
+            elif kind == "list":
+                self.told[name] = Runs(_flat(table[name]), np.diff(_offsets(table[name])))
             elif kind == "row":
                 column = _column(table[name])
                 self.told[name] = column.astype(np.int64) if column.dtype.kind == "i" else column
@@ -293,13 +296,13 @@ class RowReader:
                 self.told[name] = (_flat(table[name]), _offsets(table[name]))
 
     def take(self, ids: Ids) -> Fields:
-        """Each input (B, T) or (B, T, C), padded with 0 to the longest row; each target (B,), (B, K) or (B, T)."""
+        """Each input (B, T) or (B, T, C), padded with 0; each target (B,), (B, K), (B, T) or (B, U)."""
         rows = np.searchsorted(self.stored, ids)
         steps = self.steps[rows]
         targets: dict[str, NDArray[Any]] = {}
         for name, kind in self.targets.items():
             told = self.told[name]
-            if kind == "step":
+            if kind in ("step", "list"):
                 targets[name] = told.take(rows, padding=-1).astype(np.int64)
             else:
                 targets[name] = told[rows] if kind == "row" else _ones(told[0], told[1], rows, int(kind))

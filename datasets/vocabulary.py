@@ -16,7 +16,7 @@ from tokenizers import models as kinds
 Kind = Literal["bpe", "unigram", "word", "character", "byte"]
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")       # ids 0 to 3; the last also stands between two texts
-UNKNOWN, END = 1, 3
+UNKNOWN, BEGIN, END = 1, 2, 3
 SPACE = "\u2581"                                     # of unigram pieces, for a blank
 PIECES = re.compile(r"(?s).{1,1000}(?!\S)|.{1,1000}")       # to learn from: a megabyte without a blank takes for ever
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODELS = {"torch", "torchmetrics", "sacrebleu", "numpy", "models"}
+MODELS = {"torch", "torchmetrics", "sacrebleu", "numpy", "models", "tokenizers", "rapidfuzz"}
 DATASETS = {"ray.data", "ray.exceptions", "pyarrow", "numpy", "tokenizers", "soundfile", "soxr", "datasets"}
 LOOP = {"torch", "numpy", "safetensors", "models", "workflows.settings", "workflows.checkpoint"}
 WORKFLOWS = MODELS | DATASETS | LOOP | {"ray", "workflows", "pydantic", "yaml", "click", "rich", "matplotlib", "optuna",

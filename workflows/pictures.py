@@ -37,9 +37,11 @@ def learning_curve(history: list[dict[str, float]], primary: str, best_step: int
 
 
 def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder: Path) -> None:
-    """What there is to see of the last split: a few forecasts, or which classes are taken for which."""
+    """What there is to see of the last split: a few forecasts or transcripts, or which classes are taken for which."""
     if experiment.task["kind"] == "forecast":
         forecasts(experiment, prepared, run, folder / "forecasts.png")
+    if experiment.task["kind"] == "transcribe":
+        transcripts(experiment, prepared, run, folder / "transcripts.png")
     artifacts = json.loads(run.read("artifacts.json"))
     draws = {"confusion": confusion, "decisions": decisions}
     for artifact in artifacts:
@@ -125,6 +127,43 @@ def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Pa
             figure.legend(*axis.get_legend_handles_labels(), frameon=False, ncols=4, fontsize=9,
                           loc="outside upper right")
     axes[-1].set_xlabel("steps from the start of the forecast")
+    figure.savefig(file)
+
+
+def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path, *, count: int = 3) -> None:
+    """The frames of `count` rows spread over the last split, and at which of them each token was heard."""
+    import torch
+
+    from models.batch import Batch
+    from models.ctc import BLANK
+    from workflows import bundle
+
+    split = "test" if "test" in prepared.parts else "validation"
+    dataset: Any = dataset_of(experiment)
+    view = dataset.view(prepared, split, task_of(experiment, dataset))
+    ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
+    figure, axes = _figure(9, 2.6 * len(ids), rows=len(ids))
+    model: Any = bundle.load(run, "bundle").model
+    dtype = next(model.parameters()).dtype
+    for axis, fields in zip(axes, _rows(view, prepared, ids), strict=True):
+        told = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
+        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told["inputs"].items()}
+        batch = Batch(inputs, told["lengths"], told["targets"], torch.ones(1), torch.zeros(1, dtype=torch.int64))
+        with torch.inference_mode():
+            x = model.frontend(batch)[0][0].float().numpy()                                    # (T, F)
+            scores, encoded = model.task.scores(model, batch)
+            written = model.task.writer(model.task.decode(scores, encoded.lengths))[0]
+        best = scores[0].argmax(-1).numpy()
+        axis.imshow(x.T, aspect="auto", origin="lower", cmap="Greys", interpolation="nearest")
+        for step in np.flatnonzero((best != BLANK) & (np.diff(best, prepend=BLANK) != 0)):
+            token = model.task.writer([[int(best[step])]])[0]
+            axis.axvline(step, color=ORANGE, linewidth=0.6)
+            axis.text(step, x.shape[1], token if token.strip() else "\u2423", color=ORANGE, fontsize=7, ha="center",
+                      va="bottom")
+        right = model.task.writer(told["targets"]["target"].tolist())[0]
+        axis.set_title(f"{split}, right: {right}\nwritten: {written}\n", fontsize=8, loc="left")
+        axis.set_yticks([])
+    axes[-1].set_xlabel("steps, and where each token is heard")
     figure.savefig(file)
 
 

@@ -1,5 +1,6 @@
 """Made records: reviews, dialled digits and gestures are what their docstrings claim."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -12,12 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 import datasets
-from datasets import dialled_digits, gestures, reviews
+from datasets import dialled_digits, gestures, reviews, telephone_numbers
 from datasets.dialled_digits import HIGH, KEYS, LOW, dial
 from datasets.ingest import configure_ray_data
 from datasets.prepare import Prepared, cache_key, prepare, read_rows
 from datasets.records import Made
 from datasets.storage import Storage
+from models.writing import errors
 
 KINDS = {"reviews": ("text", "verdict"), "dialled_digits": ("sound", "digit"), "gestures": ("values", "gesture")}
 CLASSES = {"reviews": 2, "dialled_digits": 10, "gestures": 5}
@@ -188,6 +190,33 @@ def test_a_folder_with_a_bad_file_can_be_predicted_from(tmp_path):
     rows = [row for table in dialled_digits.build().encode_request(str(tmp_path), {"fitted": {}})
             for row in table.to_pylist()]
     assert [row["skipped"] for row in rows] == [None, f"path: {tmp_path / 'b.wav'} is empty (0 bytes)"]
+
+
+# --- telephone numbers --------------------------------------------------------------------------------------------
+
+def heard(sound: np.ndarray) -> str:
+    """The number in a sound without noise: a digit where there are tones, a blank where a pause is long."""
+    level = np.convolve(np.abs(sound.astype(float)), np.ones(160) / 160, "same")
+    on = np.flatnonzero(level > 0.1 * level.max())
+    runs = np.split(on, np.flatnonzero(np.diff(on) > 160) + 1)
+    text = detect(sound[runs[0]], 8000)
+    for before, after in itertools.pairwise(runs):
+        text += " " * bool(after[0] - before[-1] > 0.2 * 8000) + detect(sound[after], 8000)
+    return text
+
+
+def test_who_hears_the_tones_and_the_pauses_writes_the_number():
+    made_ = telephone_numbers.build(noise=0.0, wrong=0.0).make(np.random.default_rng(0), 100)
+    assert [heard(sound.values.to_numpy()) for sound in made_["sound"]] == made_["number"]
+
+
+def test_the_best_error_rates_are_those_of_one_who_hears_every_digit():
+    dataset = telephone_numbers.build(wrong=0.1, noise=0.0)
+    made_ = dataset.make(np.random.default_rng(1), 800)
+    right = [heard(sound.values.to_numpy()) for sound in made_["sound"]]
+    words, characters = errors(made_["number"], right)
+    assert words[0] / words[1] == pytest.approx(dataset.best["wer"], abs=0.03)
+    assert characters[0] / characters[1] == pytest.approx(dataset.best["cer"], abs=0.01)
 
 
 # --- gestures -----------------------------------------------------------------------------------------------------

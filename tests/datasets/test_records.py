@@ -17,6 +17,7 @@ import datasets
 from datasets import files
 from datasets.prepare import cache_key
 from datasets.records import Options, _class_order, merge, moments, tally_moments
+from datasets.vocabulary import BEGIN, END, SPECIAL, UNKNOWN, load
 
 LABELS = ["no", "yes"]
 
@@ -34,13 +35,38 @@ def many(path: Path, count: int = 40, **columns: list) -> str:
 
 def text(path, **options):
     """Sentences of words; what is told: the column label, unless something else is."""
-    told = {} if {"label", "labels", "step_labels", "numbers"} & options.keys() else {"label": "label"}
+    told = {} if {"label", "labels", "step_labels", "numbers", "target"} & options.keys() else {"label": "label"}
     return datasets.build("text", path=path, tokenizer="word", **told | options)
 
 
 def told(dataset, encoded, name="label"):
     """{split: what is told of each row}."""
     return {part: [row[name] for row in rows] for part, rows in encoded(dataset).parts.items()}
+
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+def test_a_target_becomes_tokens_of_a_vocabulary_of_its_own(tmp_path, encoded):
+    rows = [{"text": "x", "said": word} for word in ("ab", "abc", " b a ", None, "", "abz", "ba")]
+    path = {"train": lines(tmp_path / "a.jsonl", rows[:5]), "test": lines(tmp_path / "b.jsonl", rows[5:])}
+    found = encoded(text(path, target="said", target_ngrams=2))
+    state = found.state["fitted"]["target"]
+    made = load(state["tokenizer"])
+    assert sorted(made.get_vocab()) == sorted([*SPECIAL, "a", "b", "c", " "]) and state["vocabulary"] == 8
+    assert [made.decode(row["target"]) for row in found.parts["train"]] == ["ab", "abc", "b a"]
+    assert found.parts["test"][0]["target"][-1] == UNKNOWN                     # training never had this letter
+    assert found.bad == [(4, "said", "no value"), (5, "said", "no value")]
+    a, b, c, blank = (made.token_to_id(letter) for letter in "abc ")
+    assert state["ngrams"] == sorted([[BEGIN, a, 2], [BEGIN, b, 1], [a, b, 2], [b, c, 1], [b, END, 1], [c, END, 1],
+                                      [b, blank, 1], [blank, a, 1], [a, END, 1]])
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"target_vocabulary": 4}, "dataset.target_vocabulary=4 is too small for dataset.target_tokenizer=character"),
+    ({"target_ngrams": 9}, "dataset.target_ngrams=9 is out of range"), ({"target_ngrams": -1}, "target_ngrams=-1")])
+def test_options_of_a_target_are_refused_by_name(options, said):
+    with pytest.raises(ValueError, match=said):
+        text("a.csv", target="said", **options)
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------

@@ -35,12 +35,17 @@ def model_and_rows(family):
 
 TEXT = {"frontend": "tokens", "vocabulary": 40, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
 SOUND = {"frontend": "logmel", "rate": 8000, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
+SPEECH = {"frontend": "frames", "channels": 3, "tokens": 9, "tokenizer": None, "ngrams": []}
 LENGTHS = torch.tensor([9, 2, 5, 9, 1, 7, 3])
 
 
 def unequal_rows(kind, family):
-    """Rows of unequal length and of weights that differ by class, augmented by their keys."""
+    """Rows of unequal length and of weights that differ by class or text, augmented by their keys."""
     torch.manual_seed(0)
+    if kind == "speech":
+        options = {"family": family, "hidden_size": 8, "time_masks": 1, "time_mask": 0.3}
+        model = models.build(SPEECH, options, {"kind": "transcribe"}).double()
+        return model, {"values": torch.randn(ROWS, 9, 3, dtype=torch.float64)}, LENGTHS
     front = {"embedding_size": 6, "token_dropout": 0.3}
     if kind == "sound":
         front = {"mels": 10, "speed": 0.2, "time_masks": 1}
@@ -59,6 +64,9 @@ def batches(kind, family, rank, world, parts):
     else:
         model, rows, lengths = unequal_rows(kind, family)
         targets = {"label": torch.tensor([0, 0, 1, 0, 2, 0, 0])}
+        if kind == "speech":                                     # of the second row more than its steps allow
+            texts = torch.randint(4, 9, (ROWS, 4))
+            targets = {"target": texts.masked_fill(torch.arange(4) >= torch.tensor([[4, 4, 2, 3, 1, 4, 1]]).T, -1)}
     micro = []
     for ids, weights in share(torch.arange(ROWS).numpy(), rank, world, parts):
         longest = int(lengths[ids].max())                        # as ingest pads: each micro-batch to its own longest
@@ -91,7 +99,7 @@ def run(rank, world, folder, kind, family, parts):
 
 @pytest.mark.parametrize(("kind", "world", "parts", "family"), [
     ("forecast", 2, 1, "gru"), ("forecast", 3, 2, "transformer"), ("text", 2, 1, "lstm"),
-    ("sound", 2, 2, "transformer")])
+    ("sound", 2, 2, "transformer"), ("speech", 2, 1, "gru")])
 def test_n_workers_give_the_gradient_of_one(kind, world, parts, family, tmp_path):
     alone = gradient(kind, family, 0, 1, 1)
     mp.spawn(run, (world, str(tmp_path), kind, family, parts), nprocs=world)
