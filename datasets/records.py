@@ -57,7 +57,8 @@ class Options:
         label: the column that has each row's class (task classify).
         labels: the column that has each row's classes, any number of them: a list, or names separated by spaces
             (task classify, each class decided by itself).
-        step_labels: the column that has a class for each step: a list, or names separated by spaces (task label).
+        step_labels: the column that has a class for each step: a list, or names separated by spaces (task label). A
+            null in a list is a step without one, of which nothing is learnt.
         numbers: the columns of numbers to predict (task regress).
         target: the column of the text to make of each row (task transcribe).
         target_tokenizer: what a token of that text is: bpe, unigram, word, character or byte (see the tokenizer of
@@ -508,7 +509,7 @@ class Records:
                                      pa.list_(pa.int32()))
         if told.step_labels is not None:
             lists = _several(table, told.step_labels)
-            found = [_indices(lists[i], told.step_labels, index, i, bad) for i in rows]
+            found = [_indices(lists[i], told.step_labels, index, i, bad, missing=NONE) for i in rows]
             out["step_labels"] = pa.array(_by_step(found, rows, columns, told.step_labels, bad), pa.list_(pa.int32()))
         if told.number_columns:
             numbers = self._told_numbers(table, rows)
@@ -688,6 +689,7 @@ def _encode_block(dataset: Records, listed: list[tuple[Source, str]], part: str,
     yield stored.append_column("summary", pa.array([summary, *[""] * (len(stored) - 1)], pa.string()))
 
 
+NONE = -1                   # the class of a step without one
 STEP = "__step"             # a column of encode_input: for each stored step, the raw step it stands for, or -1
 RAW_LENGTH = "__steps"      # and how many raw steps there were, where that is not ``length``
 CUT = "__cut"               # and how many stored steps were left out of each row
@@ -705,7 +707,7 @@ def _by_step(found: list[list[int] | None], rows: Sequence[int], columns: Mappin
         if i in bad or classes is None:
             out.append(None)
         else:
-            out.append(classes if mapped is None else [classes[step] if step >= 0 else -1 for step in mapped])
+            out.append(classes if mapped is None else [classes[step] if step >= 0 else NONE for step in mapped])
     return out
 
 
@@ -719,12 +721,14 @@ def _index(name: str | None, column: str, index: Mapping[str, Mapping[str, int]]
     return None
 
 
-def _indices(names: Names | None, column: str, index: Mapping[str, Mapping[str, int]], row: int,
-             bad: Bad) -> list[int] | None:
+def _indices(names: Names | None, column: str, index: Mapping[str, Mapping[str, int]], row: int, bad: Bad, *,
+             missing: int | None = None) -> list[int] | None:
+    """The numbers of a row's classes; `missing` where a name is null, which is wrong without it."""
     if names is None:
         bad.setdefault(row, (column, "no value"))
         return None
-    found = [_index(name, column, index, row, bad) for name in names]
+    found = [missing if name is None and missing is not None else _index(name, column, index, row, bad)
+             for name in names]
     return None if row in bad else [x for x in found if x is not None]
 
 

@@ -284,11 +284,10 @@ def test_classes_that_do_not_fit_the_words_are_quarantined(tmp_path, encoded):
                          (4, "text", "empty"), (5, "tags", "no value")]
     assert len(found.parts["train"]) == 2
     told = [{"text": ["New York", "is"], "tags": ["X", "Y"]}, {"text": ["a", " "], "tags": ["X", "Y"]},
-            {"text": ["a", None], "tags": ["X", "Y"]}, {"text": ["a", "b"], "tags": ["X", None]}]
+            {"text": ["a", None], "tags": ["X", "Y"]}, {"text": ["a", "b"], "tags": ["X", None]}]    # null: none
     found = encoded(build(lines(tmp_path / "a.jsonl", told), step_labels="tags"))
-    assert [row["step_labels"] for row in found.parts["train"]] == [[0, -1, 1]]
-    assert found.bad == [(2, "text", "a word without a token in it"), (3, "text", "a word without a token in it"),
-                         (4, "tags", "no value")]
+    assert [row["step_labels"] for row in found.parts["train"]] == [[0, -1, 1], [0, -1]]
+    assert found.bad == [(2, "text", "a word without a token in it"), (3, "text", "a word without a token in it")]
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
