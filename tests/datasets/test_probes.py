@@ -60,7 +60,8 @@ def test_only_the_steps_that_are_asked_for_have_a_class(kind, asked, tmp_path, e
 
 @pytest.mark.parametrize(("kind", "options"), [
     ("adding", {"length": 1}), ("copy_memory", {"length": 0}), ("copy_memory", {"letters": 0}),
-    ("recall", {"length": 7}), ("recall", {"length": 40, "keys": 19}), ("adding", {"rows": 9}), ("recall", {"seed": -1})])
+    ("recall", {"length": 7}), ("recall", {"length": 40, "keys": 19}), ("adding", {"rows": 9}),
+    ("recall", {"seed": -1})])
 def test_options_out_of_range_are_refused_by_name(kind, options):
     name = list(options)[-1]
     with pytest.raises(ValueError, match=rf"dataset\.{name}={options[name]}"):
