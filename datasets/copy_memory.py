@@ -46,10 +46,6 @@ class CopyMemory(Made, Text):
     seed: int
     kind: ClassVar[str] = "copy_memory"
 
-    @property
-    def best(self) -> dict[str, float]:
-        return {"accuracy": 1.0}
-
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         said = np.array(list(LETTERS))[rng.integers(0, len(LETTERS), (count, self.letters))].tolist()
         before, after = [WAIT] * self.length, [NOW] * self.letters

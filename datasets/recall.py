@@ -46,10 +46,6 @@ class Recall(Made, Text):
     seed: int
     kind: ClassVar[str] = "recall"
 
-    @property
-    def best(self) -> dict[str, float]:
-        return {"accuracy": 1.0}
-
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         pairs = self.length // 2
         keys = rng.permuted(np.tile(np.arange(self.keys), (count, 1)), axis=1)[:, :pairs]

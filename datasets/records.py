@@ -550,7 +550,7 @@ class Made(Records):
 
     rows: int
     seed: int
-    wrong: float
+    wrong: float = 0.0
 
     def make(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """`count` records: columns by name."""
