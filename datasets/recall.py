@@ -12,7 +12,7 @@ from datasets.records import Made, Options, check_made
 from datasets.text import Text
 
 
-def build(*, length: int = 40, keys: int = 16, rows: int = 12_500, seed: int = 0) -> Recall:
+def build(*, length: int = 40, keys: int = 20, rows: int = 12_500, seed: int = 0) -> Recall:
     """Pairs of a key and a value, then a question mark and a key of them, at which its value is to be said.
 
     The keys of a row differ from each other; its values are drawn anew for each row, from as many as there are keys.

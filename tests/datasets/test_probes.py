@@ -66,3 +66,9 @@ def test_options_out_of_range_are_refused_by_name(kind, options):
     name = list(options)[-1]
     with pytest.raises(ValueError, match=rf"dataset\.{name}={options[name]}"):
         datasets.build(kind, **options)
+
+
+@pytest.mark.parametrize(("kind", "best"), [
+    ("adding", {"mse": 0.0}), ("copy_memory", {"accuracy": 1.0}), ("recall", {"accuracy": 1.0})])
+def test_the_defaults_can_be_made_and_solved(kind, best):
+    assert datasets.build(kind).best == best
