@@ -527,6 +527,20 @@ def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
         yield pa.array(numbers, pa.int64()), table.select(wanted), bad
 
 
+def read_text(uri: str) -> str:
+    """All of a text file, also of a compressed one.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    system, path = open_input(uri)
+    try:
+        with system.open_input_stream(path, compression="detect") as stream:
+            return str(stream.read(), "utf-8-sig")
+    except (OSError, pa.ArrowException, UnicodeError) as error:
+        raise ValueError(f"{uri} cannot be read: {error}; repair or remove the file") from error
+
+
 def _lines(uri: str) -> Iterator[tuple[list[int], list[bytes]]]:
     """Numbers (from 0) and bytes of the lines that are not blank, in blocks."""
     system, path = open_input(uri)

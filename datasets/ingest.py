@@ -14,7 +14,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,13 +70,19 @@ def _join(*tables: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One worker's part of one step: fields as torch tensors, ready for a model's batch."""
+    """One worker's part of one step: fields as torch tensors, ready for a model's batch.
+
+    `lanes` are the rows' places in the global batch, and `reset` says which do not go on from the row before in their
+    lane; None where the plan has no lanes.
+    """
 
     inputs: dict[str, torch.Tensor]
     lengths: dict[str, torch.Tensor]
     targets: dict[str, torch.Tensor]
     weights: torch.Tensor
     row_ids: torch.Tensor
+    lanes: torch.Tensor | None = None
+    reset: torch.Tensor | None = None
 
 
 Steps = Iterator[tuple[Cursor, Ids, list[MicroBatch]]]
@@ -116,7 +122,7 @@ class Ingest:
         reader = self.view.open(np.arange(table.num_rows), table)
         for epoch in range(start.epoch, epochs):
             for cursor, _, ids in self.plan.epoch(epoch, start if epoch == start.epoch else None):
-                yield cursor, ids, self._cut(reader, ids)
+                yield cursor, ids, self._cut(reader, ids, cursor)
 
     def _streamed_steps(self, start: Cursor, epochs: int) -> Steps:
         left = [(epoch, window, shards) for epoch in range(start.epoch, epochs)
@@ -128,11 +134,18 @@ class Ingest:
             for number, ids in enumerate(self.plan.batches(epoch, window, shards)):
                 cursor = Cursor(epoch, window, number)
                 if cursor >= start:
-                    yield cursor, ids, self._cut(reader, ids)
+                    yield cursor, ids, self._cut(reader, ids, cursor)
 
-    def _cut(self, reader: Reader, ids: Ids) -> list[MicroBatch]:
-        return [self._tensors(reader.take(mine), weights, mine)
-                for mine, weights in share(ids, self.rank, self.world, self.parts)]
+    def _cut(self, reader: Reader, ids: Ids, cursor: Cursor) -> list[MicroBatch]:
+        follows = self.plan.follows
+        parts = []
+        for mine, weights, lanes in share(ids, self.rank, self.world, self.parts):
+            made = self._tensors(reader.take(mine), weights, mine)
+            if follows is not None:
+                reset = ~follows[mine] if cursor.batch else np.ones(mine.size, bool)
+                made = replace(made, lanes=torch.from_numpy(lanes), reset=torch.from_numpy(reset))
+            parts.append(made)
+        return parts
 
     def _tensors(self, fields: Fields, weights: NDArray[np.float32], ids: Ids) -> MicroBatch:
         def tensor(array: NDArray[Any]) -> torch.Tensor:

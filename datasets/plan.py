@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 BUCKET = 0.03               # at most this share of a row is padded because of its bucket
+LANE = 64                   # rows of a document that evaluation does not cut
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +44,9 @@ class Plan:
         seed: of the permutations.
         window_bytes: the shards of one plan window take at most this (a single larger shard is a window of its own).
         shuffle: False keeps the stored order, as evaluation does.
+        follows: (R,) whether each row goes on from the one before it, so that a state can be carried over both. The
+            rows of a plan window are then laid end to end and cut into lanes: row j of each of its batches goes on from
+            row j of the batch before.
     """
 
     rows: Ids
@@ -53,6 +57,7 @@ class Plan:
     shuffle: bool = True
     batch_tokens: int | None = None
     lengths: NDArray[np.int32] | None = field(default=None, repr=False)
+    follows: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.batch_rows < 1:
@@ -94,6 +99,9 @@ class Plan:
 
     def batches(self, epoch: int, window: int, shards: Ids) -> Iterator[Ids]:
         """Row ids of each global batch of a plan window; `shards` is ``windows(epoch)[window]``."""
+        if self.follows is not None:
+            yield from self._in_lanes(epoch, window, shards)
+            return
         ids = self._rows_of(epoch, window, shards)
         if self.lengths is None:
             for start in range(0, ids.size, self.batch_rows):
@@ -123,6 +131,33 @@ class Plan:
                 if window > start.window or batch >= start.batch:
                     yield Cursor(epoch, window, batch), shards, ids
 
+    def _in_lanes(self, epoch: int, window: int, shards: Ids) -> Iterator[Ids]:
+        """Batch k of the k-th rows of all lanes; where lanes end, batches have fewer rows, those of the first lanes.
+
+        In training, the order of documents is permuted, and where the first lane begins is drawn, so that an epoch
+        does not cut long documents where another did. Evaluation cuts only those of more than LANE rows, and into
+        few lanes: a state that starts anew in a document's middle makes what follows harder to tell.
+        """
+        assert self.follows is not None
+        ids = np.concatenate([np.arange(self.first[s], self.first[s] + self.rows[s]) for s in shards])
+        begins = np.flatnonzero(~self.follows[ids])                     # of each document
+        if self.shuffle:
+            generator = self._generator(epoch, window, 0)
+            ids = np.roll(_permuted_runs(ids, begins, generator), -int(generator.integers(ids.size)))
+            lanes = min(self.batch_rows, ids.size)
+            cuts = np.arange(lanes + 1) * ids.size // lanes
+        else:
+            longest = int(np.diff(np.append(begins, ids.size)).max())
+            lanes = max(1, min(self.batch_rows, ids.size // min(LANE, longest)))
+            cuts = np.arange(lanes + 1) * ids.size // lanes
+            next_begin = np.append(begins, ids.size)[np.searchsorted(begins, cuts[:-1])]
+            cuts = np.unique(np.append(np.where(next_begin <= cuts[1:], next_begin, cuts[:-1]), ids.size))
+        sizes = np.diff(cuts)
+        order = np.argsort(-sizes, kind="stable")
+        starts, sizes = cuts[:-1][order], sizes[order]
+        for k in range(int(sizes[0])):
+            yield ids[starts[:int(np.searchsorted(-sizes, -k))] + k].astype(np.int64)
+
     def _rows_of(self, epoch: int, window: int, shards: Ids) -> NDArray[np.integer[Any]]:
         """Ids of all rows of `shards`, permuted; 4 bytes a row where that is enough."""
         counts = self.rows[shards]
@@ -137,6 +172,14 @@ class Plan:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *key))))
 
 
+def _permuted_runs(ids: Ids, begins: Ids, generator: np.random.Generator) -> Ids:
+    """The runs of ids that start at `begins`, in another order."""
+    sizes = np.diff(np.append(begins, ids.size))
+    order = generator.permutation(begins.size)
+    begins, sizes = begins[order], sizes[order]
+    return ids[np.repeat(begins - (np.cumsum(sizes) - sizes), sizes) + np.arange(ids.size)]
+
+
 def buckets(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
     """(R,) the longest length of each row's bucket: lengths that differ by less than BUCKET count as equal.
 
@@ -149,19 +192,19 @@ def buckets(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
     return edges[np.searchsorted(edges, lengths)]
 
 
-def share(batch: Ids, rank: int, world: int, parts: int = 1) -> list[tuple[Ids, NDArray[np.float32]]]:
-    """What worker `rank` of `world` does of a global batch: `parts` micro-batches of (row ids, weights).
+def share(batch: Ids, rank: int, world: int, parts: int = 1) -> list[tuple[Ids, NDArray[np.float32], Ids]]:
+    """What worker `rank` of `world` does of a global batch: `parts` micro-batches of (row ids, weights, places).
 
-    Every worker gets the same number of micro-batches. One that has no row left gets the batch's first row with
-    weight 0, so that it takes part in every exchange and changes nothing.
+    Places are those of the rows in the global batch; a lane, which is a place, is always the same worker's. Every
+    worker gets the same number of micro-batches. One that has no row left gets the batch's first row with weight 0, so
+    that it takes part in every exchange and changes nothing.
     """
-    mine = batch[rank::world]
     micro = []
-    for ids in np.array_split(mine, parts):
-        weights = np.ones(max(1, ids.size), dtype=np.float32)
-        if not ids.size:
-            ids, weights[:] = batch[:1], 0
-        micro.append((ids, weights))
+    for places in np.array_split(np.arange(rank, batch.size, world), parts):
+        weights = np.ones(max(1, places.size), dtype=np.float32)
+        if not places.size:
+            places, weights[:] = np.zeros(1, np.int64), 0
+        micro.append((batch[places], weights, places))
     return micro
 
 

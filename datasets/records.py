@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ from datasets.vocabulary import BEGIN, END, PIECES, Kind, Vocabulary, load
 if TYPE_CHECKING:
     import ray.data
 
-    from datasets.prepare import Prepared
+    from datasets.prepare import Part, Prepared
+    from datasets.views import View
 
 State = dict[str, Any]                       # JSON-able
 Bad = dict[int, tuple[str, str]]             # row of a table -> field, what is wrong with it
@@ -60,9 +61,10 @@ class Options:
         step_labels: the column that has a class for each step: a list, or names separated by spaces (task label). A
             null in a list is a step without one, of which nothing is learnt.
         numbers: the columns of numbers to predict (task regress).
-        target: the column of the text to make of each row (task transcribe).
+        target: the column of the text to make of each row (tasks transcribe and translate).
         target_tokenizer: what a token of that text is: bpe, unigram, word, character or byte (see the tokenizer of
-            text); the vocabulary is learnt from the training rows.
+            text); the vocabulary is learnt from the training rows. Of text also shared: one vocabulary, learnt from
+            the input and the target together, serves both.
         target_vocabulary: most tokens in it, 4 special ones included; byte always has 260.
         target_lowercase: whether its capital letters are made small.
         target_ngrams: how many tokens in a row the training rows' texts are counted by, for a language model that a
@@ -78,7 +80,7 @@ class Options:
     step_labels: str | None = None
     numbers: list[str] | None = None
     target: str | None = None
-    target_tokenizer: Kind = "character"
+    target_tokenizer: Kind | Literal["shared"] = "character"
     target_vocabulary: int = 8000
     target_lowercase: bool = False
     target_ngrams: int = 0
@@ -92,8 +94,15 @@ class Options:
             raise ValueError(f"dataset.target_ngrams={self.target_ngrams} is out of range; use 0 to {MOST_NGRAMS}")
         self.words()                                                # refuses what is out of range
 
-    def words(self) -> Vocabulary:
-        """How the target's vocabulary is learnt."""
+    @property
+    def shared(self) -> bool:
+        """Whether the target has the vocabulary of the input."""
+        return self.target_tokenizer == "shared"
+
+    def words(self) -> Vocabulary | None:
+        """How the target's vocabulary is learnt; None where it is the input's."""
+        if self.target_tokenizer == "shared":
+            return None
         return Vocabulary(self.target_tokenizer, self.target_vocabulary, lowercase=self.target_lowercase,
                           prefix="target_")
 
@@ -179,6 +188,9 @@ class Records:
         if self.told.label is not None and self.told.labels is not None:
             raise ValueError("dataset.label (one class a row) and dataset.labels (any number of them) contradict each "
                              "other; leave one of them out")
+        if self.told.shared and self.frontend != "tokens":
+            raise ValueError(f"dataset.target_tokenizer=shared: the input of dataset.kind={self.kind!r} is no text; "
+                             "use character, bpe, unigram, word or byte")
 
     # What a kind of dataset says of its input
 
@@ -298,8 +310,9 @@ class Records:
         told: dict[str, Any] = {"frontend": self.frontend, **self.input_spec(fitted)}
         target = task["target"]
         if target == "target":
-            return {**told, "tokenizer": fitted and fitted["target"]["tokenizer"],
-                    "tokens": fitted["target"]["vocabulary"] if fitted else self.told.target_vocabulary,
+            return {**told, "shared": self.told.shared, "tokenizer": fitted and fitted["target"]["tokenizer"],
+                    "tokens": fitted["target"]["vocabulary"] if fitted else
+                    told["vocabulary"] if self.told.shared else self.told.target_vocabulary,
                     "ngrams": fitted["target"]["ngrams"] if fitted else [[0] * (self.told.target_ngrams + 1)]}
         if target == "numbers":
             return {**told, "targets": len(self.told.number_columns), "mean": fitted and fitted["numbers"]["mean"],
@@ -309,20 +322,18 @@ class Records:
 
     def names(self, state: Mapping[str, Any], target: str) -> list[str]:
         """What the numbers of a target stand for: classes in the order of their numbers, or columns of numbers."""
-        if target == "target":
+        if target not in (*self.told.class_columns, "numbers"):
             return []
         if target == "numbers":
             return self.told.number_columns
         names: list[str] = state["fitted"]["classes"][target]
         return names
 
-    def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> RowView:
-        if split not in prepared.parts:
-            raise no_split(split, prepared.parts)
+    def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> View:
         kinds: dict[str, str | int] = {"label": "row", "step_labels": "step", "numbers": "row", "target": "list"}
         target = task["target"]
         kind = kinds.get(target, len(self.names(prepared.state, target)))
-        return RowView(prepared.parts[split], self.inputs(prepared.state["fitted"]), {target: kind})
+        return RowView(part_of(prepared, split), self.inputs(prepared.state["fitted"]), {target: kind})
 
     def encode_request(self, source: str, state: State) -> Iterator[pa.Table]:
         """New raw rows, encoded by a fitted state, in this process and in bounded memory.
@@ -453,23 +464,30 @@ class Records:
         if self.told.number_columns:
             told["numbers"] = moments(total["numbers"])
         if self.told.target is not None:
-            told["target"] = self._fit_target(listed, training)
+            told["target"] = self._fit_target(listed, training, fitted)
         return {**told, **fitted}
 
-    def _fit_target(self, listed: list[tuple[Source, str]], training: Sequence[Source]) -> State:
-        """The vocabulary of the training rows' targets, and how often tokens follow each other, a pass each."""
+    def _fit_target(self, listed: list[tuple[Source, str]], training: Sequence[Source], fitted: State) -> State:
+        """The vocabulary of the training rows' targets (or `fitted`'s), and how often tokens follow each other."""
         def passes(task: Any, *more: Any) -> Iterator[Any]:
             rows = self.raw_rows(training).map_batches(functools.partial(task, self, listed, *more), batch_size=None,
                                                        batch_format="pyarrow", num_cpus=files.TASK_CPUS)
             for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from block["found"].to_pylist()
 
-        learnt = self.told.words().learn(passes(_target_texts))
+        words = self.told.words()
+        learnt = {name: fitted[name] for name in ("tokenizer", "vocabulary")} if words is None else words.learn(
+            passes(_target_texts))
         counts: Counter[tuple[int, ...]] = Counter()
         if self.told.target_ngrams:
             for found in passes(_target_ngrams, learnt["tokenizer"]):
                 counts.update({tuple(ngram): count for *ngram, count in found})
         return {**learnt, "ngrams": [[*ngram, count] for ngram, count in sorted(counts.items())]}
+
+    def targets(self, table: pa.Table, rows: Sequence[int]) -> list[str]:
+        """The targets of these rows that are not empty."""
+        texts = _texts(table, self.told.target or "")
+        return [text for i in rows if (text := texts[i])]
 
     def tally_told(self, table: pa.Table, rows: Sequence[int]) -> State:
         """Sums over training rows of what is told: rows a class, and moments of the numbers."""
@@ -630,8 +648,7 @@ def _tally_block(dataset: Records, listed: list[tuple[Source, str]], table: pa.T
 
 def _training_targets(dataset: Records, listed: list[tuple[Source, str]], table: pa.Table) -> list[str]:
     bad = dataset.bad_of(table)
-    texts = _texts(table, dataset.told.target or "")
-    return [text for i in dataset.in_part(listed, "train", table) if i not in bad and (text := texts[i])]
+    return dataset.targets(table, [int(i) for i in dataset.in_part(listed, "train", table) if i not in bad])
 
 
 @files.in_task
@@ -736,6 +753,13 @@ def list_array(flat: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
     """Lists of these lengths, one after the other in `flat`."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def part_of(prepared: Prepared, split: str) -> Part:
+    """The stored rows of a split; ValueError where there is none."""
+    if split not in prepared.parts:
+        raise no_split(split, prepared.parts)
+    return prepared.parts[split]
 
 
 def no_split(split: str, there: Iterable[str]) -> ValueError:

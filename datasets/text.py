@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datasets import files
-from datasets.records import CUT, RAW_LENGTH, STEP, Bad, Options, Records, State, list_array
-from datasets.vocabulary import END, PIECES, UNKNOWN, Kind, Vocabulary, load
+from datasets.chunks import ChunkView
+from datasets.files import Source
+from datasets.records import CUT, PARTS, RAW_LENGTH, STEP, Bad, Options, Records, State, list_array, part_of
+from datasets.vocabulary import BEGIN, END, PIECES, UNKNOWN, Kind, Vocabulary, load
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from datasets.prepare import Prepared
+    from datasets.views import View
 
 SLICE = 1000                                         # texts that are tokenized together
 
 
 def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "bpe", vocabulary: int = 8000,
-          min_count: int = 1, lowercase: bool = False, max_length: int | None = None) -> Text:
+          min_count: int = 1, lowercase: bool = False, max_length: int | None = None,
+          whole_files: bool = False) -> Text:
     """Texts in CSV, JSON Lines, Parquet or plain text files (a text a line, in a column named text).
 
     Args:
@@ -33,6 +45,8 @@ def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "b
         min_count: times that a token must occur in the training rows to be in the vocabulary; not for unigram and byte.
         lowercase: whether capital letters are made small.
         max_length: tokens that are kept of a row, from its start; of two texts the longer is cut first. null keeps all.
+        whole_files: each .txt file is one text, lines and all, instead of each line (task generate). Shares in
+            dataset.split are then of the characters of each file, from its end: validation, and last test.
 
     Raises:
         ValueError: an option is out of its range.
@@ -44,7 +58,7 @@ def build(told: Options, *, text: str | list[str] = "text", tokenizer: Kind = "b
     if max_length is not None and max_length < shortest:
         raise ValueError(f"dataset.max_length={max_length} is too small; use at least {shortest}, or null")
     return Text(told=told, text=columns, tokenizer=tokenizer, vocabulary=vocabulary, min_count=min_count,
-                lowercase=lowercase, max_length=max_length)
+                lowercase=lowercase, max_length=max_length, whole_files=whole_files)
 
 
 @dataclass(kw_only=True)
@@ -57,6 +71,7 @@ class Text(Records):
     min_count: int
     lowercase: bool
     max_length: int | None
+    whole_files: bool = False
     kind: ClassVar[str] = "text"
     frontend: ClassVar[str] = "tokens"
     suffixes: ClassVar[tuple[str, ...]] = (*files.TABLES, *files.LINES,
@@ -68,6 +83,25 @@ class Text(Records):
         if self.told.step_labels is not None and len(self.text) > 1:
             raise ValueError(f"dataset.step_labels={self.told.step_labels!r} are of one text; name one column in "
                              f"dataset.text, not {len(self.text)}")
+        if self.whole_files and (self.told.columns or self.text != ["text"]):
+            raise ValueError("dataset.whole_files: such a text has no columns beside it; leave dataset.text and "
+                             f"{', '.join(map(repr, self.told.columns)) or 'other columns'} out")
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What is told, and the tokens themselves, to go on with."""
+        return (*self.told.offers, "tokens")
+
+    def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
+        if task["target"] == "tokens":
+            fitted = None if state is None else state["fitted"]
+            return {"frontend": self.frontend, **self.input_spec(fitted), "tokenizer": fitted and fitted["tokenizer"]}
+        return super().spec(state, task)
+
+    def view(self, prepared: Prepared, split: str, task: Mapping[str, Any]) -> View:
+        if task["target"] == "tokens":
+            return ChunkView(part_of(prepared, split), "tokens", 0, task["window"], (BEGIN, END))
+        return super().view(prepared, split, task)
 
     def words(self) -> Vocabulary:
         """How the vocabulary is learnt."""
@@ -76,10 +110,33 @@ class Text(Records):
     def input_columns(self) -> list[str]:
         return self.text
 
+    def find(self, path: str) -> list[Source]:
+        return files.resolve(path, suffixes=files.LINES if self.whole_files else self.suffixes)
+
+    def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
+        if not self.whole_files:
+            return super().raw_rows(sources)
+        import ray.data
+
+        parts = {source.uri: part for source, part in self.listed()}
+        items = [{"uri": source.uri, "cut": parts[source.uri] == "train"} for source in sources]
+        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            functools.partial(_whole, shares=[self.told.shares.get(part, 0.0) for part in PARTS[1:]]), batch_size=None,
+            batch_format="pyarrow", num_cpus=files.TASK_CPUS)
+
+    def in_part(self, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> NDArray[np.int64]:
+        if not self.whole_files:
+            return super().in_part(listed, part, table)
+        own = {source.uri: PARTS.index(named) for source, named in listed}
+        first = np.array([own[uri] for uri in table["__file"].to_pylist()], np.int64)
+        return np.flatnonzero(first + table["__row"].to_numpy() - 1 == PARTS.index(part))
+
     def tally(self, table: pa.Table, rows: Sequence[int]) -> tuple[State, list[str]]:
         texts = [text for column in self.text for text in self._texts(table, column, rows) if text]
         if self.told.step_labels is not None:                   # each word is encoded by itself: learn from such
             texts = [word for words in texts for word in words if word]
+        if self.told.shared:
+            texts += self.targets(table, rows)
         return {}, [piece for text in texts for piece in PIECES.findall(text)]
 
     def fit(self, texts: Iterator[list[str]], sums: State) -> State:
@@ -159,6 +216,18 @@ class Text(Records):
             return [values[i] and (values[i].split() if words else values[i].strip()) for i in rows]
         raise ValueError(f"{table['__file'][0].as_py()}: column {column!r} holds {kind}, not text; name another "
                          "column in dataset.text")
+
+
+@files.in_task
+def _whole(items: pa.Table, shares: Sequence[float]) -> Iterator[pa.Table]:
+    """Each file as a row; one that is cut as three, for training, validation and test, where they are not empty."""
+    for item in items.to_pylist():
+        text = files.read_text(item["uri"])
+        ends = [int(len(text) * (1 - sum(shares[i:]))) for i in range(len(shares))] if item["cut"] else [len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
+        rows = [i for i, part in enumerate(parts) if part or i == 0]
+        yield pa.table({"text": [parts[i] for i in rows], "__file": [item["uri"]] * len(rows),
+                        "__row": pa.array([i + 1 for i in rows], pa.int64()), "__bad": pa.nulls(len(rows), files.BAD)})
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -33,9 +33,21 @@ class Reader(Protocol):
 class View(Protocol):
     """The rows of one split."""
 
-    part: Part
-    rows: Ids                                   # (S,) rows that start in each shard
-    lengths: NDArray[np.int32] | None           # (rows,) steps of each row; None where all are equal by construction
+    @property
+    def part(self) -> Part:
+        """What is stored."""
+
+    @property
+    def rows(self) -> Ids:
+        """(S,) rows that start in each shard."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32] | None:
+        """(rows,) steps of each row; None where all are equal by construction."""
+
+    @property
+    def follows(self) -> NDArray[np.bool_] | None:
+        """(rows,) whether each goes on from the one before it; None where none does."""
 
     def needs(self, shards: Ids) -> Ids:
         """Numbers of the stored rows that the rows starting in `shards` are made of, ascending."""
@@ -75,6 +87,7 @@ class WindowView:
     observed: slice | None
     constants: Mapping[str, NDArray[np.float32]]
     lengths: None = None
+    follows: None = None
 
     @cached_property
     def starts(self) -> tuple[Ids, Ids]:
@@ -107,7 +120,7 @@ class WindowView:
         return np.unique(np.concatenate(found))
 
     def open(self, stored: Ids, table: pa.Table) -> WindowReader:
-        flat = _flat(table["values"])
+        flat = flat_of(table["values"])
         place = np.full(self.offset.size, -1, np.int64)                            # step of flat where a chunk begins
         place[stored] = np.cumsum(self.length[stored]) - self.length[stored]
         return WindowReader(self, flat, place)
@@ -252,6 +265,7 @@ class RowView:
     part: Part
     inputs: Mapping[str, int]
     targets: Mapping[str, str | int]
+    follows: None = None
 
     @cached_property
     def rows(self) -> Ids:
@@ -281,19 +295,19 @@ class RowReader:
                  targets: Mapping[str, str | int]) -> None:
         self.stored, self.targets = stored, targets
         self.steps = table["length"].to_numpy().astype(np.int64)
-        self.runs = {name: Runs(_flat(table[name]).reshape(-1, width) if width else _flat(table[name]), self.steps)
+        self.runs = {name: Runs(flat_of(table[name]).reshape(-1, width) if width else flat_of(table[name]), self.steps)
                      for name, width in inputs.items()}
         self.told: dict[str, Any] = {}
         for name, kind in targets.items():
             if kind == "step":
-                self.told[name] = Runs(_flat(table[name]), self.steps)
+                self.told[name] = Runs(flat_of(table[name]), self.steps)
             elif kind == "list":
-                self.told[name] = Runs(_flat(table[name]), np.diff(_offsets(table[name])))
+                self.told[name] = Runs(flat_of(table[name]), np.diff(offsets_of(table[name])))
             elif kind == "row":
                 column = _column(table[name])
                 self.told[name] = column.astype(np.int64) if column.dtype.kind == "i" else column
             else:
-                self.told[name] = (_flat(table[name]), _offsets(table[name]))
+                self.told[name] = (flat_of(table[name]), offsets_of(table[name]))
 
     def take(self, ids: Ids) -> Fields:
         """Each input (B, T) or (B, T, C), padded with 0; each target (B,), (B, K), (B, T) or (B, U)."""
@@ -311,11 +325,11 @@ class RowReader:
 
 
 class Runs:
-    """Sequences of unequal length, one after the other in `flat` (steps, ...)."""
+    """Sequences of unequal length in `flat` (steps, ...), from `place` on, by default one after the other."""
 
-    def __init__(self, flat: NDArray[Any], steps: Ids) -> None:
-        self.flat, self.steps, self.place = flat, steps, np.cumsum(steps) - steps
-        assert int(steps.sum()) == len(flat)
+    def __init__(self, flat: NDArray[Any], steps: Ids, place: Ids | None = None) -> None:
+        self.flat, self.steps, self.place = flat, steps, np.cumsum(steps) - steps if place is None else place
+        assert place is not None or int(steps.sum()) == len(flat)
 
     def take(self, rows: Ids, *, padding: int = 0) -> NDArray[Any]:
         """(B, T, ...): the sequences `rows`, padded to the longest.
@@ -346,13 +360,13 @@ def _ones(flat: Ids, offsets: Ids, rows: Ids, count: int) -> NDArray[np.float32]
     return out
 
 
-def _offsets(column: pa.ChunkedArray) -> Ids:
-    """(R + 1,) where each list begins in what `_flat` gives, and the end."""
+def offsets_of(column: pa.ChunkedArray) -> Ids:
+    """(R + 1,) where each list begins in what `flat_of` gives, and the end."""
     sizes = pc.list_value_length(column).to_numpy().astype(np.int64)
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+def flat_of(column: pa.ChunkedArray) -> NDArray[Any]:
     """The numbers of a column of lists, one after the other; not copied where the column is in one piece."""
     values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     flat: NDArray[Any] = values.flatten().to_numpy(zero_copy_only=True)

@@ -23,11 +23,18 @@ def build(spec: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, 
     from models.sequence import SequenceModel
 
     chosen = dict(model)
-    family_name = chosen.pop("family")
-    front_module = frontends.module(spec["frontend"])
-    front = frontends.build(spec["frontend"], spec, **options.only(front_module.build, chosen))
-    family = families.build(family_name, front.size, **options.only(families.module(family_name).build, chosen))
-    encoder = {"size": family.size, "steps": front.steps, "sequences": front.sequences,
-               "changes_steps": front.changes_steps}
+    name = chosen.pop("family")
+    front = frontends.build(spec["frontend"], spec,
+                            **options.only(frontends.module(spec["frontend"]).build, chosen))
+    own = options.filled(families.module(name).build, chosen)
+    if own.get("causal", True) is None:
+        own["causal"] = getattr(tasks.module(task["kind"]), "CAUSAL", False)
+    family = families.build(name, front.size, **own)
+
+    def decoder(input_size: int, layers: int) -> Any:
+        return families.decoder(name, input_size, family.size, **{**own, "layers": layers})
+
+    encoder = {"input_size": front.size, "size": family.size, "steps": front.steps, "sequences": front.sequences,
+               "changes_steps": front.changes_steps, "causal": family.causal, "decoder": decoder}
     settings = {k: v for k, v in task.items() if k != "kind"}
     return SequenceModel(front, family, tasks.build(task["kind"], spec, encoder, **settings))

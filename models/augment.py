@@ -14,6 +14,7 @@ from torch import Tensor
 from models.families import step_mask
 
 TOKEN, TIME, FREQUENCY, SPEED, GAIN, TEMPO, TILT = range(7)     # streams: uses are independent
+SAMPLE = 1000                                                   # the first of those that sampling uses
 
 
 def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:

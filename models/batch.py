@@ -18,7 +18,9 @@ class Batch:
         targets: tensors by name, batch first; what a task's loss and metrics read.
         weights: (B,) float32; 0 for the filler rows that keep all workers in step, else 1.
         row_ids: (B,) int64 on the CPU; the row's number in its split.
-        reset: (B,) bool, True where a carried state starts anew; None where no state is carried.
+        lanes: (B,) int64 on the CPU: the lane in which each row goes on from where the row before left the state; None
+            where no state is carried.
+        reset: (B,) bool, True where the state of a lane starts anew; None where no state is carried.
         keys: (B,) int64 on the CPU, mixed from (seed, epoch, row id): what augmentation is drawn from; None in
             evaluation. They stay there, like lengths: a changed speed changes a row's length, which the CPU must know.
     """
@@ -28,6 +30,7 @@ class Batch:
     targets: dict[str, Tensor]
     weights: Tensor
     row_ids: Tensor
+    lanes: Tensor | None = None
     reset: Tensor | None = None
     keys: Tensor | None = None
 
@@ -37,4 +40,4 @@ class Batch:
             return x.to(device, non_blocking=True)
         return Batch({k: move(v) for k, v in self.inputs.items()}, self.lengths,
                      {k: move(v) for k, v in self.targets.items()}, move(self.weights), self.row_ids,
-                     None if self.reset is None else move(self.reset), self.keys)
+                     self.lanes, None if self.reset is None else move(self.reset), self.keys)

@@ -18,6 +18,12 @@ def names(builder: Callable[..., Any]) -> set[str]:
     return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def filled(builder: Callable[..., Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of `builder`: as `chosen` has them, else its defaults."""
+    parameters = inspect.signature(builder).parameters
+    return {name: chosen.get(name, parameters[name].default) for name in parameters if name in names(builder)}
+
+
 def check_share(key: str, value: float) -> None:
     """Raise ValueError unless `value` lies in [0, 1); for dropout and other probabilities."""
     if not 0 <= value < 1:

@@ -37,7 +37,7 @@ class Recurrent(Family):
         directions = 2 if kernel.bidirectional else 1
         self.kernel = kernel
         self.size = kernel.hidden_size * directions
-        self.causal = not kernel.bidirectional
+        self.causal = self.carries = not kernel.bidirectional
         self.initial = initial
         self.state_shape = (kernel.num_layers * directions, kernel.hidden_size)    # (L, H)
         self.state_names = ("h", "c") if kernel.mode == "LSTM" else ("h",)
@@ -56,11 +56,8 @@ class Recurrent(Family):
             return {name: weight.new_empty(shape).normal_(std=RANDOM_INITIAL_STD) for name in self.state_names}
         return {name: weight.new_zeros(shape) for name in self.state_names}
 
-    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None,
-                memory: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """See `Family.forward`; a bidirectional stack takes no state, as its backward half starts at the end."""
-        if memory is not None:
-            raise ValueError("recurrent families attend to nothing; call them with memory=None")
         start = self.initial_state(len(x)) if state is None else self._checked(state, rows=len(x))
         padding = padding_mask(x, lengths)      # (B, T)
         if padding is not None:

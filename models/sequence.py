@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,10 +95,14 @@ class Task(nn.Module):
     Attributes:
         primary: the metric that says which model is best.
         maximise: whether its highest value is best; else its lowest.
+        quick: set while validation must not take long: metrics then need not decode as well as they can.
+        signatures: by metric, how exactly it is computed, where its library says so.
     """
 
     primary: str
     maximise: bool = False
+    quick: bool = False
+    signatures: Mapping[str, str] = MappingProxyType({})
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(weighted sum of the rows' losses, sum of their weights), both scalars."""
@@ -145,17 +150,80 @@ class Task(nn.Module):
         return []
 
 
+class Carried:
+    """The state that each lane was left in, for truncated back-propagation through time (Williams & Peng 1990): values
+    go on from batch to batch, gradients do not.
+
+    Attributes:
+        lanes: the state's tensors by name, (lanes, ...); of lanes of other workers they mean nothing.
+    """
+
+    def __init__(self) -> None:
+        self.lanes: State = {}
+
+    def before(self, batch: Batch, fresh: State) -> State:
+        """The state before each row of a batch: that of its lane, or `fresh` where it starts anew."""
+        assert batch.lanes is not None and batch.reset is not None
+        self._make_room(int(batch.lanes.max()) + 1, fresh)
+        where, out = batch.lanes.to(batch.reset.device, non_blocking=True), State()
+        for name, value in fresh.items():
+            reset = batch.reset.reshape(-1, *[1] * (value.ndim - 1))
+            out[name] = torch.where(reset, value, self.lanes[name][where].to(value.device))
+        return out
+
+    def keep(self, batch: Batch, state: State) -> None:
+        """The state after each row, as its lane's; rows of weight 0 fill up a batch, and are no lane's."""
+        assert batch.lanes is not None
+        real = batch.weights > 0
+        where = batch.lanes.to(real.device, non_blocking=True)[real]
+        for name, value in state.items():
+            kept = self.lanes[name]
+            self.lanes[name] = kept.index_copy(0, where, value.detach()[real].to(kept.dtype))
+
+    def of_all(self, add: Callable[[Tensor], Tensor], rank: int, world: int) -> State:
+        """The lanes of all workers, on each of them.
+
+        Args:
+            add: the sum of a tensor over workers.
+            rank, world: of this worker; lane j is worker j % world's.
+        """
+        counts = torch.zeros(world, dtype=torch.int64)
+        counts[rank] = max((len(value) for value in self.lanes.values()), default=0)
+        most = int(add(counts).max())
+        own = torch.arange(most) % world == rank
+        out = {}
+        for name in sorted(self.lanes):
+            value = self.lanes[name].cpu()
+            padded = torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])])
+            padded[~own] = 0
+            out[name] = add(padded).contiguous()
+        return out
+
+    def _make_room(self, lanes: int, like: State) -> None:
+        for name, value in like.items():
+            there = self.lanes.get(name, value.new_zeros(0, *value.shape[1:]).detach())
+            if len(there) < lanes:
+                there = torch.cat([there.to(value.device), value.new_zeros(lanes - len(there), *value.shape[1:])])
+            self.lanes[name] = there.to(value.device)
+
+
 class SequenceModel(nn.Module):
     """Calling the model gives the loss of a batch, so that whatever wraps it sees the whole computation."""
 
     def __init__(self, frontend: Frontend, family: Family, task: Task) -> None:
         super().__init__()
         self.frontend, self.family, self.task = frontend, family, task
+        self.carried = Carried()
 
     def encode(self, batch: Batch, state: State | None = None) -> Encoded:
-        """Front end and family."""
+        """Front end and family; of a batch in lanes, rows go on from the state of their lanes, and leave it there."""
         x, lengths, context = self.frontend(batch)
+        in_lanes = batch.lanes is not None and self.family.carries
+        if in_lanes:
+            state = self.carried.before(batch, self.family.initial_state(len(x)))
         y, state = self.family(x, lengths, state)
+        if in_lanes and state is not None:
+            self.carried.keep(batch, state)
         return Encoded(y, lengths, context, state)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

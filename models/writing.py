@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+PADDING, UNKNOWN, BEGIN, END = 0, 1, 2, 3       # ids of every vocabulary
+LOST = "\ufffd"                                 # is written for an unknown token
 
 
 class Writer:
@@ -18,11 +24,14 @@ class Writer:
         import tokenizers
 
         self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
+        self.unknown = self.tokenizer.id_to_token(UNKNOWN) or ""
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids; special tokens are not written."""
-        texts: list[str] = self.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
-        return texts
+        """The text of each row of ids: unknown tokens as LOST, other special ones not at all."""
+        kept = [[token for token in row if token == UNKNOWN or token > END] for row in rows]
+        texts = self.tokenizer.decode_batch(kept, skip_special_tokens=False)
+        return [text.replace(self.unknown, LOST) if UNKNOWN in row else text
+                for text, row in zip(texts, kept, strict=True)]
 
 
 def errors(truth: Sequence[str], written: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -35,3 +44,58 @@ def errors(truth: Sequence[str], written: Sequence[str]) -> tuple[list[int], lis
     words = sum(Levenshtein.distance(a.split(), b.split()) for a, b in pairs), sum(len(a.split()) for a in truth)
     characters = sum(Levenshtein.distance(a, b) for a, b in pairs), sum(map(len, truth))
     return list(words), list(characters)
+
+
+class CorpusScore:
+    """A metric of sacrebleu (Post 2018) over many texts, as sums that add up over batches and workers.
+
+    Attributes:
+        signature: how exactly it is computed.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        metric.corpus_score(["a"], [["a"]])             # a signature knows the number of references from a first use
+        self.signature = str(metric.get_signature())
+
+    def sums(self, truth: Sequence[str], written: Sequence[str]) -> list[float]:
+        """Counts over texts, each with one reference."""
+        rows = self.metric._extract_corpus_statistics([*written, ""], [[*truth, ""]])       # never without a row
+        return [float(sum(column)) for column in zip(*rows, strict=True)]
+
+    def score(self, sums: Sequence[float]) -> float:
+        """0 to 100."""
+        return float(self.metric._compute_score_from_stats([int(one) for one in sums]).score)
+
+
+def bleu() -> CorpusScore:
+    """Papineni et al. (2002), with sacrebleu's own tokens."""
+    return CorpusScore(BLEU(force=True))
+
+
+def chrf() -> CorpusScore:
+    """Popovic (2015)."""
+    return CorpusScore(CHRF())
+
+
+def characters(tokenizer: str) -> list[float]:
+    """The characters that each token of a tokenizer (its JSON) stands for; of tokens of bytes, those that begin in it.
+
+    Special tokens stand for none, but an unknown one for a character.
+    """
+    import tokenizers
+
+    made = tokenizers.Tokenizer.from_str(tokenizer)
+    pieces = [made.id_to_token(i) or "" for i in range(made.get_vocab_size())]
+    if isinstance(made.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):     # a letter stands for a byte
+        inner = set(map(_letter_of_byte, range(0x80, 0xC0)))                    # of UTF-8: no character's first
+        sizes = [float(sum(letter not in inner for letter in piece)) for piece in pieces]
+    else:
+        sizes = [float(len(piece)) for piece in pieces]
+    return [0.0, 1.0, 0.0, 0.0, *sizes[END + 1:]]
+
+
+def _letter_of_byte(byte: int) -> str:
+    """GPT-2's letter for a byte (Radford et al. 2019): itself where it can be seen, else the next from 256 on."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return chr(byte) if byte in seen else chr(256 + [b for b in range(256) if b not in seen].index(byte))

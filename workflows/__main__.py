@@ -109,14 +109,32 @@ def evaluate(bundle: str, overrides: tuple[str, ...], split: str, verbose: bool)
 
 @click.argument("bundle")
 @click.argument("source")
-@click.option("-o", "--output", default=None, help="CSV or Parquet file to write; without it, CSV on stdout.")
-def predict(bundle: str, source: str, output: str | None, verbose: bool) -> dict[str, Any] | None:
+@click.option("-o", "--output", default=None,
+              help="CSV or Parquet file to write, of music a MIDI file (.mid); without it, CSV or the text on stdout.")
+@click.option("--samples", type=int, default=None, help="Task generate: continuations of each prompt.  [default: 1]")
+@click.option("--length", type=int, default=None, help="Task generate: most steps of each.  [default: 200]")
+@click.option("--prompt", type=int, default=None,
+              help="Task generate: steps of each row to start from.  [default: all]")
+@click.option("--temperature", type=float, default=None,
+              help="Task generate: below 1 likely steps become likelier, 0 takes the likeliest.  [default: 1]")
+@click.option("--top-k", type=int, default=None, help="Task generate: draw from the K likeliest steps only.")
+@click.option("--top-p", type=float, default=None,
+              help="Task generate: draw from the likeliest steps that together have this probability only.")
+@click.option("--seed", type=int, default=None, help="Task generate: another seed, other draws.  [default: 0]")
+def predict(bundle: str, source: str, output: str | None, verbose: bool,
+            **continuing: Any) -> dict[str, Any] | None:
     """Apply a bundle to raw input: a table, a folder, a sound file, or a sentence itself.
 
-    Time series: what comes after the last row of every series. Else a row for each row or sound of SOURCE.
+    Time series: what comes after the last row of every series. Task generate: SOURCE, or each of its rows, and what
+    may follow. Else a row for each row or sound of SOURCE.
     """
+    from models.sampling import Sampling
+    from workflows.predict import Continuing
     from workflows.predict import predict as run
-    return run(bundle, source, output)
+    given = {name: value for name, value in continuing.items() if value is not None}
+    own = {name: given.pop(name) for name in ("samples", "length", "prompt") if name in given}
+    how = Continuing(**own, sampling=Sampling(**given)) if own or given else None
+    return run(bundle, source, output, continuing=how)
 
 
 @EXPERIMENT

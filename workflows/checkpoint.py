@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import safetensors.torch
@@ -76,11 +78,16 @@ def load_weights(model: nn.Module, data: bytes) -> None:
 
 
 def save(folder: Folder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any],
-         *, keep: int = 2) -> str:
-    """Write checkpoint `step`, complete or not at all, and delete all but the last `keep`; its name."""
+         *, carried: Mapping[str, Tensor] = MappingProxyType({}), keep: int = 2) -> str:
+    """Write checkpoint `step`, complete or not at all, and delete all but the last `keep`; its name.
+
+    `carried` is the state of all lanes, where there are any (``models.sequence.Carried``).
+    """
     name = f"step-{step:09d}"
     files = {"model.safetensors": weights(model), "optimizer.safetensors": _optimizer_tensors(optimizer),
              "state.json": json.dumps(state).encode()}
+    if carried:
+        files["carried.safetensors"] = safetensors.torch.save(dict(carried))
     write_files(folder, name, files)
     for old in [n for n in folder.names() if n.startswith("step-") and n < name][:-(keep - 1) or None]:
         folder.delete(old)
@@ -109,6 +116,12 @@ def restore(files: dict[str, bytes], model: nn.Module, optimizer: torch.optim.Op
         optimizer.state[parameter][name] = kept
     state: dict[str, Any] = json.loads(files["state.json"])
     return state
+
+
+def carried(files: dict[str, bytes]) -> dict[str, Tensor]:
+    """The state of all lanes that a checkpoint holds."""
+    data = files.get("carried.safetensors")
+    return safetensors.torch.load(data) if data else {}
 
 
 def _places(optimizer: torch.optim.Optimizer) -> list[Tensor]:

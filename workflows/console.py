@@ -82,8 +82,8 @@ class Console:
 
     def _epoch(self, event: dict[str, Any]) -> None:
         metrics = event["metrics"]
-        shown = [f"{k} {v:.4g}" for k, v in metrics.items()
-                 if k in ("train/loss", *(f"validation/{m}" for m in ("loss", "mse", "mae", "accuracy", "macro_f1")))]
+        names = dict.fromkeys(("train/loss", "validation/loss", f"validation/{event['primary']}"))
+        shown = [f"{name} {metrics[name]:.4g}" for name in names]
         self.say(f"epoch {event['epoch']}/{self.epochs}  {'  '.join(shown)}  "
                  f"{metrics['train/epoch_rows_per_second']:,.0f} rows/s  {metrics['train/epoch_seconds']:.1f} s"
                  + ("  best" if event["best"] else ""))
@@ -116,7 +116,7 @@ def metrics_table(methods: dict[str, dict[str, float]], more: dict[str, dict[str
     """
     first = next(iter(methods.values()))
     split = next((s for s in ("test", "validation") if any(k.startswith(f"{s}/") for k in first)), "train")
-    names = [k for k in first if k.startswith(f"{split}/") and not k.endswith("/loss")]
+    names = [k for k in first if k.startswith(f"{split}/")]
     made = Table(box=None, pad_edge=False)
     made.add_column(split, no_wrap=True)
     for name in names:

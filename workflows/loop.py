@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from models.batch import Batch
-from models.sequence import Artifact, Baseline, SequenceModel, Sums
+from models.sequence import Artifact, Baseline, Carried, SequenceModel, Sums
 from workflows.settings import Training
 
 
@@ -257,8 +257,11 @@ class Evaluation:
 
 
 def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, precision: str = "fp32",
-             baselines: bool = False, fitted: Iterable[Baseline] = ()) -> Evaluation:
-    """Metrics over all steps and workers, of the model, and of the task's baselines where asked for."""
+             baselines: bool = False, fitted: Iterable[Baseline] = (), quick: bool = False) -> Evaluation:
+    """Metrics over all steps and workers, of the model, and of the task's baselines where asked for.
+
+    Quick ones are for watching a training: the task decodes in its cheapest way.
+    """
     totals: dict[str, Sums] = {}
 
     def add(method: str, sums: Sums) -> None:
@@ -266,7 +269,9 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
         for name, value in sums.items():
             into[name] = into[name] + value.double() if name in into else value.double()
 
+    carried, model.carried = model.carried, Carried()       # a training's states wait; these lanes are others
     model.eval()
+    model.task.quick = quick
     with torch.inference_mode():
         for step in steps:
             for batch in step.micro:
@@ -279,6 +284,7 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
                     for method_ in fitted:
                         add(method_.name, method_.metrics(batch))
     model.train()
+    model.carried = carried
     reduced = {method: _reduced(into, workers) for method, into in totals.items()}
     return Evaluation({method: model.task.result(sums) for method, sums in reduced.items()},
                       model.task.artifacts(reduced["model"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,49 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from datasets.records import CUT, STEP
+from models.sampling import Sampling
 from workflows.bundle import Bundle
 
 ROWS = 256      # series that go through the model together
 TOGETHER = 64   # the same of records
 
 
-def predict(bundle: str | Path, source: str | Path, output: str | Path | None = None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Continuing:
+    """How a bundle of task generate goes on.
+
+    Attributes:
+        samples: continuations of each prompt.
+        length: most steps (tokens) of each.
+        prompt: steps of each row that are the prompt, from its start; None takes all.
+        sampling: how steps are drawn.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    samples: int = 1
+    length: int = 200
+    prompt: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name, value in (("samples", self.samples), ("length", self.length), ("prompt", self.prompt)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value} is too small; use at least 1")
+
+
+def predict(bundle: str | Path, source: str | Path, output: str | Path | None = None, *,
+            continuing: Continuing | None = None) -> dict[str, Any] | None:
     """Apply a bundle to raw input, as it was trained to.
 
     Args:
         bundle: its folder or URI.
         source: what to read: a table with the columns that the model was trained on; for audio also a sound file or a
             folder of them; for text also the text itself. Files may be folders, globs and URIs.
-        output: CSV or Parquet to write; None writes CSV to stdout.
+        output: CSV or Parquet to write; None writes CSV to stdout. Of a bundle of task generate: continued texts go to
+            stdout as they are, music to MIDI files, for which a name (.mid) must be given.
+        continuing: for a bundle of task generate; None is the default of it.
 
     Returns:
         rows, skipped and output; None when stdout has the predictions.
@@ -40,11 +70,25 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     from workflows import bundle as bundles
     from workflows.evaluate import open_bundle
 
-    if output is not None and Path(output).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{output}: the output is CSV or Parquet; name it .csv or .parquet")
     told = bundles.load(open_bundle(bundle))
     kind = told.experiment["task"]["kind"]
-    if kind == "forecast":
+    music = kind == "generate" and "notes" in told.spec
+    if music and (output is None or Path(output).suffix != ".mid"):
+        raise ValueError("this bundle writes music; name a MIDI file for it with -o, such as -o chorale.mid")
+    if not music and output is not None and Path(output).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{output}: the output is CSV or Parquet; name it .csv or .parquet")
+    if kind != "generate" and continuing is not None:
+        raise ValueError(f"this bundle's task is {kind}; --samples, --length, --prompt and what goes with them are for "
+                         "task generate")
+    if music:
+        return _written_music(told, str(source), str(output), continuing or Continuing())
+    if kind == "generate":
+        table = _continued_texts(told, str(source), continuing or Continuing())
+        if output is None:
+            for text in table["text"].to_pylist():
+                print(text, end="\n" if len(table) == 1 else "\n\n")
+            return None
+    elif kind == "forecast":
         table = forecast(told, str(source))
     else:
         tables = list(records(told, str(source)))
@@ -65,10 +109,80 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
         pyarrow.csv.write_csv(table, sink)
     else:
         pq.write_table(table, sink)
+    return {"rows": table.num_rows, "skipped": skipped, "output": _write(str(output), sink.getvalue())}
+
+
+def _write(output: str, data: bytes) -> str:
+    """Write a file; its URI."""
     from datasets.storage import Storage
-    folder, _, name = str(output if "://" in str(output) else Path(output).resolve()).rpartition("/")
-    Storage(folder).write(name, sink.getvalue())
-    return {"rows": table.num_rows, "skipped": skipped, "output": f"{folder}/{name}"}
+    folder, _, name = (output if "://" in output else str(Path(output).resolve())).rpartition("/")
+    Storage(folder).write(name, data)
+    return f"{folder}/{name}"
+
+
+def _continued_texts(told: Bundle, source: str, how: Continuing) -> pa.Table:
+    """file, row, sample and text: each prompt with what was drawn to follow it."""
+    from datasets.vocabulary import BEGIN
+    rows: list[dict[str, Any]] = []
+    writer: Any = told.model.task.writer
+    for number, (file, row, steps, why) in enumerate(_prompts(told, source)):
+        place = {"file": file, "row": row}
+        if why is not None:
+            rows.append({**place, "sample": None, "text": None, "skipped": why})
+            continue
+        start = np.concatenate([[BEGIN], steps[:how.prompt]]).astype(np.int32)
+        found = np.concatenate([np.tile(start, (how.samples, 1)), _go_on(told, start, number, how)], 1)
+        rows += [{**place, "sample": i + 1, "text": text, "skipped": None}
+                 for i, text in enumerate(writer(found.tolist()))]
+    kinds = {"file": pa.string(), "row": pa.int64(), "sample": pa.int64(), "text": pa.string(), "skipped": pa.string()}
+    return pa.Table.from_pylist(rows, pa.schema(list(kinds.items())))
+
+
+def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> dict[str, Any]:
+    """A MIDI file for each sample: `output` itself, or where there are several, with the numbers of row and sample."""
+    from datasets.music import NOTES, notes_of
+    from workflows import midi
+
+    prompts = list(_prompts(told, source))
+    usable = [(number, row, steps) for number, (_, row, steps, why) in enumerate(prompts) if why is None]
+    if not usable:
+        raise ValueError(f"{source} holds no piece that can be used" + (f": {prompts[0][3]}" if prompts else ""))
+    several, stem, written = len(usable) * how.samples > 1, output.removesuffix(".mid"), []
+    for number, row, steps in usable:
+        start = steps.reshape(-1, NOTES)[:how.prompt].astype(np.float32)
+        for sample, more in enumerate(_go_on(told, start, number, how), 1):
+            data = midi.write(list(notes_of(np.concatenate([start, more]))),
+                              quarters=told.experiment["dataset"]["quarters"])
+            written.append(_write(f"{stem}-{row}-{sample}.mid" if several else output, data))
+    return {"rows": len(prompts), "skipped": len(prompts) - len(usable), "output": written}
+
+
+def _prompts(told: Bundle, source: str) -> Iterator[tuple[str, int, Any, str | None]]:
+    """(file, row, the numbers of its steps, why it cannot be used) of each row of a source; "" is an empty text."""
+    from workflows.experiment import dataset_of, load
+
+    dataset: Any = dataset_of(load(told.experiment))
+    if not source and "notes" not in told.spec:
+        yield "text", 1, np.zeros(0, np.int32), None
+        return
+    for table in dataset.encode_request(source, told.state):
+        steps = table["values" if "notes" in told.spec else "tokens"]
+        for i, why in enumerate(table["skipped"].to_pylist()):
+            yield (table["__file"][i].as_py(), table["__row"][i].as_py(),
+                   None if why is not None else steps[i].values.to_numpy(), why)
+
+
+def _go_on(told: Bundle, start: Any, number: int, how: Continuing) -> Any:
+    """(samples, steps, ...) what is drawn to follow the steps of `start`, prompt `number` of the source."""
+    import torch
+
+    model: Any = told.model
+    steps = torch.from_numpy(np.stack([start] * how.samples))
+    if steps.is_floating_point():
+        steps = steps.to(next(model.parameters()).dtype)
+    with torch.inference_mode():
+        return model.task.go_on(model, steps, how.length, sampling=how.sampling,
+                                keys=how.sampling.keys(number, how.samples)).numpy()
 
 
 def records(told: Bundle, source: str) -> Iterator[pa.Table]:

@@ -120,7 +120,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         prepared = prepare(experiment)
     console.notes(prepared)
     import torch
-    make_model(experiment, prepared, torch.device("cpu"))       # what cannot be built is refused before workers start
+    model, _ = make_model(experiment, prepared, torch.device("cpu"))   # what cannot be built is refused here
     data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
     for split in dict.fromkeys(("train", "validation", *data.splits)):
         data.plan(data.view(split), training=split == "train")
@@ -128,7 +128,8 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
     tracker = tracking.start(experiment.tracking.uri, _spool(run), actor=True,
                              system_metrics=experiment.tracking.system_seconds or None)
     tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
-                  params=dict(flatten(experiment.plain())), tags={"rondo.run": name, "rondo.storage": run.uri},
+                  params=dict(flatten(experiment.plain())), tags={"rondo.run": name, "rondo.storage": run.uri,
+                        **{f"rondo.signature.{k}": v for k, v in model.task.signatures.items()}},
                   dataset={"name": experiment.name, "digest": prepared.digest, "source": prepared.storage.uri,
                            "profile": {p: {"rows": int(sum(s.rows for s in part.shards)), "bytes": part.bytes}
                                        for p, part in prepared.parts.items()}})

@@ -90,7 +90,7 @@ class Data:
         if not training:                                # no gradients are kept: more rows fit, but not any number
             rows = min(EVALUATION_ROWS * self.workers.world, EVALUATION_TIMES * rows)
         return Plan(view.rows, _sizes(view), rows, settings.seed, self.storing.shuffle_bytes, training, tokens,
-                    view.lengths)
+                    view.lengths, getattr(view, "follows", None))
 
     def _budget(self) -> int | None:
         """Most steps in a global batch, in steps of the stored rows."""
@@ -117,7 +117,7 @@ class Data:
         double = settings.precision == "fp64"
         for cursor, ids, micro in ingest.steps(Cursor(epoch, *place), epochs):
             own = ids[self.workers.rank::self.workers.world]
-            batches = [Batch(m.inputs, m.lengths, m.targets, m.weights, m.row_ids) for m in micro]
+            batches = [Batch(m.inputs, m.lengths, m.targets, m.weights, m.row_ids, m.lanes, m.reset) for m in micro]
             if ingest.plan.shuffle:                   # training: what augmentation is drawn from
                 for batch in batches:
                     batch.keys = torch.from_numpy(keys(batch.row_ids.numpy(), settings.seed, cursor.epoch))
@@ -150,7 +150,7 @@ def work(job: Job) -> dict[str, Any]:
 
     def validate() -> dict[str, float]:
         return loop.evaluate(model, data.evaluation("validation"), workers,
-                             precision=settings.precision).metrics["model"]
+                             precision=settings.precision, quick=True).metrics["model"]
 
     steps = _Watched(data, ingest, job, workers, settings.epochs)
     loop.fit(model, optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total), workers=workers,
@@ -238,6 +238,7 @@ def _restore(found: tuple[str, dict[str, bytes]], job: Job, model: SequenceModel
         raise ValueError(f"{where}/{name} was trained on other data: the files of the dataset have changed since; "
                          "bring the old ones back, or start a new run")
     progress: dict[str, Any] = checkpoint.restore(files, model, optimizer)["progress"]
+    model.carried.lanes = checkpoint.carried(files)
     return progress
 
 
@@ -254,18 +255,19 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
         if chief:
             job.tracker.metrics(job.name, metrics, progress.step)
             job.tell({"event": "epoch", "epoch": progress.epoch, "metrics": metrics,
-                      "best": progress.best_step == progress.step})
+                      "primary": model.task.primary, "best": progress.best_step == progress.step})
         from ray import train
         train.report({**metrics, "epoch": progress.epoch, "step": progress.step})
 
     def save(progress: Progress, best: bool) -> None:
+        carried = model.carried.of_all(workers.sum, workers.rank, workers.world) if model.carried.lanes else {}
         if not chief:
             return
         if best:
             checkpoint.write_files(checkpoints, f"best-{progress.step:09d}",
                                    {"model.safetensors": checkpoint.weights(model)})
         state = {"progress": progress.plain(), "experiment": job.experiment.plain(), "data": job.prepared.digest}
-        checkpoint.save(checkpoints, progress.step, model, optimizer, state)
+        checkpoint.save(checkpoints, progress.step, model, optimizer, state, carried=carried)
         for old in checkpoints.names():
             if old.startswith("best-") and int(old[5:]) < progress.best_step:
                 checkpoints.delete(old)
@@ -300,6 +302,7 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
     return {"metrics": metrics, "baselines": others, "seconds": round(progress.seconds, 3), "steps": progress.step,
             "parameters": sum(p.numel() for p in model.parameters()), "best_step": progress.best_step,
             "history": progress.history, "primary": model.task.primary, "maximise": model.task.maximise,
+            "signatures": dict(model.task.signatures),
             "best_reachable": _reachable(data.prepared.state.get("best", {}), job.experiment.task)}
 
 

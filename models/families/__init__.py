@@ -7,13 +7,16 @@ The file's name is the family's name; the annotated keyword-only arguments are i
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models import folders
-from models.options import check_least, check_share
+from models.options import check_least, check_share, filled
+
+if TYPE_CHECKING:
+    from models.decoders import Decoder
 
 State = dict[str, Tensor]   # by name, rows first: (B, ...); contiguous, so that safetensors takes it as it is
 
@@ -24,26 +27,30 @@ class Family(nn.Module):
     Attributes:
         size: H, the width of the output.
         causal: whether the output at step t depends on steps up to t only.
+        carries: whether `forward` goes on from a state.
     """
 
     size: int
     causal: bool
+    carries: bool = False
 
-    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None,
-                memory: Tensor | None = None) -> tuple[Tensor, State | None]:
+    def initial_state(self, rows: int) -> State:
+        """The state before the first step, of a family that carries one."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Encode each row.
 
         Args:
             x: (B, T, D) float; values in padded steps, NaN included, have no influence.
             lengths: (B,) int64 on the CPU, each in 1..T.
             state: what an earlier call returned, to go on from there; None starts anew.
-            memory: what a decoder attends to; no family takes one yet.
 
         Returns:
             y (B, T, H), exactly 0 in padded steps; the state after each row's last valid step, or None.
 
         Raises:
-            ValueError: a state or memory was given that this family cannot use.
+            ValueError: a state was given that this family cannot use.
         """
         raise NotImplementedError
 
@@ -65,6 +72,31 @@ def module(name: str) -> ModuleType:
 def build(name: str, input_size: int, **options: Any) -> Family:
     """Make a family for inputs of `input_size` features; `options` are those of the file's own `build`."""
     return cast(Family, module(name).build(input_size, **options))
+
+
+def decoder(name: str, input_size: int, memory_size: int, *, layers: int, **options: Any) -> Decoder:
+    """Make a decoder of this family's layers.
+
+    A family that keeps a state needs nothing for it; another one has a function ``decoder`` of its own, with these
+    arguments.
+
+    Args:
+        name: of the family.
+        input_size: features of a step that is read.
+        memory_size: features of a step that is attended to.
+        layers: of the decoder.
+        options: of the family; direction, causality and where states begin follow from what a decoder is.
+    """
+    from models import decoders
+
+    check_least("task.decoder_layers", layers, 1)
+    own = module(name)
+    told = {**filled(own.build, options), "layers": layers}
+    if hasattr(own, "decoder"):
+        return cast("Decoder", own.decoder(input_size, memory_size, **told))
+    one_way = {k: v for k, v in told.items() if k not in ("layers", "bidirectional", "initial")}
+    return decoders.AttendingRecurrent(lambda size, count: build(name, size, layers=count, **one_way), input_size,
+                                       memory_size, layers=layers, dropout=told["dropout"])
 
 
 def step_mask(x: Tensor, lengths: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B rows, T time, D input size, H hidden size, N heads of width K = H / N,
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from torch.nn import functional as F
 from models.families import Family, State, check_choice, check_sizes, padding_mask
 from models.options import check_share
 
+if TYPE_CHECKING:
+    from models.decoders import Decoder
+
 Positions = Literal["rotary", "sinusoidal"]
 Rotation = tuple[Tensor, Tensor]   # cos and sin, each (T, K / 2)
 
 
 def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: int = 4,
-          feedforward: int | None = None, dropout: float = 0.0, attention_dropout: float = 0.0, causal: bool = False,
-          positions: Positions = "rotary") -> Family:
+          feedforward: int | None = None, dropout: float = 0.0, attention_dropout: float = 0.0,
+          causal: bool | None = None, positions: Positions = "rotary") -> Family:
     """A stack of self-attention blocks.
 
     Args:
@@ -32,7 +35,7 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
         dropout: probability that a unit of a sublayer's output is dropped.
         attention_dropout: probability that an attention weight is dropped; on the CPU this takes several times as long,
             as no fused kernel drops any.
-        causal: attend to the present and earlier steps only.
+        causal: attend to the present and earlier steps only; null: where the task needs it (generate).
         positions: rotary turns queries and keys by their step, so that attention sees distances (Su et al. 2021)
             and needs an even head width; sinusoidal adds waves to the input, so that it sees places
             (Vaswani et al. 2017) and needs an even hidden_size.
@@ -53,8 +56,17 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 2, heads: in
         raise ValueError(f"model.positions={positions} pairs units, but model.hidden_size={hidden_size} with "
                          f"model.heads={heads} gives {turned}; use a hidden_size such as {hidden_size * 2}")
     blocks = [Block(hidden_size, heads, feedforward=feedforward, dropout=dropout, attention_dropout=attention_dropout,
-                    causal=causal) for _ in range(layers)]
+                    causal=bool(causal)) for _ in range(layers)]
     return Transformer(input_size, blocks, positions=positions)
+
+
+def decoder(input_size: int, memory_size: int, *, layers: int, hidden_size: int, heads: int, feedforward: int | None,
+            dropout: float, attention_dropout: float, positions: Positions, **others: Any) -> Decoder:
+    """The same stack, causal, with attention to a memory in every block; options as in `build`, which checks them."""
+    from models.decoders import AttendingTransformer
+    blocks = [Block(hidden_size, heads, feedforward=feedforward or 4 * hidden_size, dropout=dropout,
+                    attention_dropout=attention_dropout, causal=True) for _ in range(layers)]
+    return AttendingTransformer(input_size, memory_size, blocks, positions=positions)
 
 
 class Block(nn.Module):
@@ -84,13 +96,20 @@ class Block(nn.Module):
             (B, T, H).
         """
         drop = self.dropout if self.training else 0.0
-        q, k, v = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.heads_of(self.query_key_value(self.attention_norm(x)), 3)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, is_causal=self.causal,
                                            dropout_p=self.attention_dropout if self.training else 0.0)
         a = a.transpose(1, 2).flatten(2)                                                    # (B, N, T, K) -> (B, T, H)
-        x = x + F.dropout(self.attention_out(a), drop)
+        return self.feed_forward(x + F.dropout(self.attention_out(a), drop), drop)
+
+    def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, T, parts * H) as that many tensors (B, N, T, K)."""
+        return x.reshape(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+    def feed_forward(self, x: Tensor, drop: float) -> Tensor:
+        """The second half, of x (B, T, H)."""
         f = self.feedforward_out(F.gelu(self.feedforward_in(self.feedforward_norm(x))))     # (B, T, G) inside
         return x + F.dropout(f, drop)
 
@@ -105,14 +124,13 @@ class Transformer(Family):
         self.project = nn.Linear(input_size, self.size)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(self.size)
-        self._initialise()
+        initialise(self, sublayers=2 * len(blocks))
 
-    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None,
-                memory: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, lengths: Tensor, state: State | None = None) -> tuple[Tensor, None]:
         """See `Family.forward`; no state is kept: every call sees its own T steps only."""
-        if state is not None or memory is not None:
-            raise ValueError("the transformer keeps no state and reads no memory; call it with state=None, "
-                             "memory=None, or use model.family=rnn, lstm or gru to carry a state")
+        if state is not None:
+            raise ValueError("the transformer keeps no state; call it with state=None, or use model.family=rnn, lstm "
+                             "or gru to carry a state")
         padding = padding_mask(x, lengths)                  # (B, T)
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
@@ -130,22 +148,23 @@ class Transformer(Family):
         x = self.norm(x)
         return x if padding is None else x.masked_fill(padding[..., None], 0), None
 
-    def _initialise(self) -> None:
-        """Xavier; sublayer outputs shrunk so that the residual sum keeps its scale (Radford et al. 2019, GPT-2)."""
-        for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.zeros_(layer.bias)
-                fused = 3 if name.endswith("query_key_value") else 1
-                for matrix in layer.weight.detach().chunk(fused):   # views of the weight
-                    nn.init.xavier_uniform_(matrix, gain=(2 * len(self.blocks)) ** -0.5 if "_out" in name else 1.0)
+
+def initialise(stack: nn.Module, *, sublayers: int) -> None:
+    """Xavier; outputs of sublayers shrunk so that the residual sum keeps its scale (Radford et al. 2019, GPT-2)."""
+    for name, layer in stack.named_modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+            fused = {"query_key_value": 3, "key_value": 2}.get(name.rpartition(".")[2], 1)
+            for matrix in layer.weight.detach().chunk(fused):       # views of the weight
+                nn.init.xavier_uniform_(matrix, gain=sublayers ** -0.5 if "_out" in name else 1.0)
 
 
-def waves(x: Tensor, width: int) -> Rotation:
-    """cos and sin of t / 10000^(2i / width) for steps t and pairs i: each (T, width / 2), for x (B, T, ...)."""
+def waves(x: Tensor, width: int, *, steps: int | None = None) -> Rotation:
+    """cos and sin of t / 10000^(2i / width) for pairs i and T steps t, those of x (B, T, ...): each (T, width / 2)."""
     precise = torch.promote_types(x.dtype, torch.float32)   # bfloat16 cannot tell step 257 from 256
-    steps = torch.arange(x.shape[1], device=x.device, dtype=precise)
+    places = torch.arange(x.shape[1] if steps is None else steps, device=x.device, dtype=precise)
     speeds = 10000 ** (-torch.arange(0, width, 2, device=x.device, dtype=precise) / width)
-    angles = torch.outer(steps, speeds)
+    angles = torch.outer(places, speeds)
     return angles.cos(), angles.sin()
 
 

@@ -1,7 +1,7 @@
 """Tasks: what is predicted, one a file; the file's name is the task's name, as with families.
 
 ``READS`` says which of what a dataset offers a task can learn from, the first that is there: ``label`` (a class a row),
-``labels`` (any number of them), ``step_labels`` (a class a step), ``numbers``, ``series``.
+``labels`` (any number of them), ``step_labels`` (a class a step), ``numbers``, ``target`` (a text), ``series``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def build(name: str, spec: Mapping[str, Any], encoder: Mapping[str, Any], **opti
     Args:
         name: of the task.
         spec: what the dataset says of its rows.
-        encoder: ``size`` H, ``steps`` T where it is fixed (else None), ``sequences`` that each row became, and
-            ``changes_steps`` (see ``Frontend``).
+        encoder: ``input_size`` D and ``size`` H of the family, and whether it is ``causal``; ``steps`` T where it is
+            fixed (else None), ``sequences`` that each row became, and ``changes_steps`` (see ``Frontend``);
+            ``decoder``, (input size, layers) -> a ``Decoder`` of the same family that attends to its output.
         options: those of the file's own ``build``.
     """
     return cast(Task, module(name).build(spec, encoder, **options))

@@ -25,7 +25,8 @@ class Transcribe(Task):
     The loss is the negative logarithm of the text's probability; its mean is by tokens of the right texts. A row whose
     text needs more steps than it has cannot be learnt: its weight is 0, and ``too_long`` counts such rows.
 
-    Metrics: ``wer`` and ``cer``, the word and the character error rate; ``loss``; ``too_long``, a share of the rows.
+    Metrics: ``wer`` and ``cer``, the word and the character error rate (while training goes on, of the likeliest token
+    of each step); ``loss``; ``too_long``, a share of the rows.
     """
 
     primary = "wer"
@@ -89,8 +90,8 @@ class Transcribe(Task):
         return {"text": self.writer([[token for token in row if token >= 0] for row in found["tokens"].tolist()])}
 
     def decode(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
-        """The tokens of each row, from log probabilities (B, T, V); a beam search outside of training only."""
-        if self.beam == 1 or self.training:
+        """The tokens of each row, from log probabilities (B, T, V); without a beam search where it has to be quick."""
+        if self.beam == 1 or self.quick:
             best = scores.argmax(-1).cpu().numpy()
             return [ctc.greedy(row[:steps]) for row, steps in zip(best, lengths.tolist(), strict=True)]
         table = scores.double().cpu().numpy()

@@ -36,7 +36,7 @@ def test_every_row_exactly_once_and_equal_steps_for_any_number_of_workers(plan, 
         for rank in range(world):
             micro = share(batch, rank, world, parts)
             steps[rank] += len(micro)
-            for ids, weights in micro:
+            for ids, weights, _ in micro:
                 assert ids.size == weights.size > 0
                 seen += ids[weights > 0].tolist()
     assert sorted(seen) == list(range(plan.total))

@@ -524,13 +524,6 @@ def test_options_of_one_family_are_checked(name, options, message):
         families.build(name, 3, **options)
 
 
-@pytest.mark.parametrize("name", families.names())
-def test_memory_is_refused(name):
-    x, lengths = rows(EQUAL)
-    with pytest.raises(ValueError, match="memory=None"):
-        make(name)(x, lengths, memory=x)
-
-
 def test_a_state_that_cannot_be_used_is_refused():
     x, lengths = rows(EQUAL)
     _, state = make("lstm")(x, lengths)

@@ -35,6 +35,7 @@ def model_and_rows(family):
 
 TEXT = {"frontend": "tokens", "vocabulary": 40, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
 SOUND = {"frontend": "logmel", "rate": 8000, "classes": 3, "counts": [5, 1, 1], "rows": 7, "several": False}
+PAIRS = {"frontend": "tokens", "vocabulary": 12, "shared": True, "tokens": 12, "tokenizer": None}
 SPEECH = {"frontend": "frames", "channels": 3, "tokens": 9, "tokenizer": None, "ngrams": []}
 LENGTHS = torch.tensor([9, 2, 5, 9, 1, 7, 3])
 
@@ -42,6 +43,12 @@ LENGTHS = torch.tensor([9, 2, 5, 9, 1, 7, 3])
 def unequal_rows(kind, family):
     """Rows of unequal length and of weights that differ by class or text, augmented by their keys."""
     torch.manual_seed(0)
+    if kind in ("pairs", "lanes"):
+        task = {"kind": "translate", "decoder_layers": 2, "label_smoothing": 0.1}
+        if kind == "lanes":
+            task = {"kind": "generate", "window": 9}
+        model = models.build(PAIRS, {"family": family, "hidden_size": 8, "embedding_size": 6, "layers": 2}, task)
+        return model.double(), {"tokens": torch.randint(4, 12, (ROWS, 9), dtype=torch.int32)}, LENGTHS
     if kind == "speech":
         options = {"family": family, "hidden_size": 8, "time_masks": 1, "time_mask": 0.3}
         model = models.build(SPEECH, options, {"kind": "transcribe"}).double()
@@ -64,16 +71,22 @@ def batches(kind, family, rank, world, parts):
     else:
         model, rows, lengths = unequal_rows(kind, family)
         targets = {"label": torch.tensor([0, 0, 1, 0, 2, 0, 0])}
-        if kind == "speech":                                     # of the second row more than its steps allow
+        if kind == "lanes":
+            targets = {"next": torch.randint(4, 12, (ROWS, 9))}
+        if kind in ("speech", "pairs"):                          # of the second row more than its steps allow
             texts = torch.randint(4, 9, (ROWS, 4))
             targets = {"target": texts.masked_fill(torch.arange(4) >= torch.tensor([[4, 4, 2, 3, 1, 4, 1]]).T, -1)}
     micro = []
-    for ids, weights in share(torch.arange(ROWS).numpy(), rank, world, parts):
+    for ids, weights, lanes in share(torch.arange(ROWS).numpy(), rank, world, parts):
         longest = int(lengths[ids].max())                        # as ingest pads: each micro-batch to its own longest
-        micro.append(Batch({k: v[ids, :longest] for k, v in rows.items()},
-                           dict.fromkeys(rows, lengths[ids]), {k: v[ids] for k, v in targets.items()},
-                           torch.from_numpy(weights).double(), torch.from_numpy(ids),
-                           keys=torch.from_numpy(keys(ids, 0, 0))))
+        made = Batch({k: v[ids, :longest] for k, v in rows.items()},
+                     dict.fromkeys(rows, lengths[ids]), {k: v[ids] for k, v in targets.items()},
+                     torch.from_numpy(weights).double(), torch.from_numpy(ids),
+                     keys=torch.from_numpy(keys(ids, 0, 0)))
+        if kind == "lanes":
+            made.targets["next"] = made.targets["next"][:, :longest]
+            made.lanes, made.reset = torch.from_numpy(lanes), torch.from_numpy(ids % 3 == 0)
+        micro.append(made)
     return model, micro
 
 
@@ -81,7 +94,10 @@ def gradient(kind, family, rank, world, parts):
     model, micro = batches(kind, family, rank, world, parts)
     workers = Workers(torch.device("cpu"))
     training = Training(precision="fp64", accumulate=parts)
-    _gradients(workers.wrap(model.train()), model, Step(0, (0, 0), ROWS, micro, 0, 0), training, workers)
+    wrapped = workers.wrap(model.train())
+    for _ in range(2 if kind == "lanes" else 1):                 # the second time from the state that the first left
+        model.zero_grad()
+        _gradients(wrapped, model, Step(0, (0, 0), ROWS, micro, 0, 0), training, workers)
     assert workers.agree(model)
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -99,7 +115,8 @@ def run(rank, world, folder, kind, family, parts):
 
 @pytest.mark.parametrize(("kind", "world", "parts", "family"), [
     ("forecast", 2, 1, "gru"), ("forecast", 3, 2, "transformer"), ("text", 2, 1, "lstm"),
-    ("sound", 2, 2, "transformer"), ("speech", 2, 1, "gru")])
+    ("sound", 2, 2, "transformer"), ("speech", 2, 1, "gru"),
+    ("pairs", 2, 1, "lstm"), ("pairs", 3, 1, "transformer"), ("lanes", 2, 1, "lstm"), ("lanes", 3, 2, "gru")])
 def test_n_workers_give_the_gradient_of_one(kind, world, parts, family, tmp_path):
     alone = gradient(kind, family, 0, 1, 1)
     mp.spawn(run, (world, str(tmp_path), kind, family, parts), nprocs=world)

@@ -1,0 +1,208 @@
+"""Decoders: causal stacks that attend to a memory, for writing one sequence from another.
+
+Shapes: B rows, U steps that are written, S steps of the memory, M its width, D input size, H output size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.families import Family, State, padding_mask
+from models.families.transformer import Block, Positions, Rotation, initialise, rotate, waves
+from models.recurrent import Recurrent
+
+
+class Decoder(nn.Module):
+    """A causal stack with attention.
+
+    A memory and a state are tensors by name, rows first. The memory stays as it is while a row is written, the state
+    goes from step to step; so a search that keeps other rows than before indexes both by row.
+
+    Attributes:
+        size: H.
+    """
+
+    size: int
+
+    def remember(self, y: Tensor, lengths: Tensor) -> State:
+        """What is attended to: made of the encoder's y (B, S, M), whose padded steps have no influence."""
+        raise NotImplementedError
+
+    def begin(self, memory: State) -> State:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
+        """Some more steps.
+
+        Args:
+            x: (B, U, D).
+            state: from `begin` or an earlier call.
+            memory: from `remember`.
+
+        Returns:
+            y (B, U, H), of which a step depends on steps up to its own; the state after the last step; the attention
+            (B, U, S), which sums to 1 over S.
+        """
+        raise NotImplementedError
+
+
+class AttendingRecurrent(Decoder):
+    """Recurrent layers, the first of which attends (Luong, Pham & Manning 2015, score "general").
+
+    The others read its output beside what it attended to, as in Wu et al. (2016, GNMT), so that every layer runs over
+    all steps at once in training. The states begin as a layer of the mean of the memory.
+
+    Args:
+        make: (input size, layers) -> a family that keeps a state.
+        input_size: D.
+        memory_size: M.
+        layers: of which the first attends.
+        dropout: probability that an input of the later layers is dropped.
+    """
+
+    def __init__(self, make: Callable[[int, int], Family], input_size: int, memory_size: int, *, layers: int,
+                 dropout: float) -> None:
+        super().__init__()
+        below = make(input_size, 1)
+        self.size, self.dropout = below.size, dropout
+        stack = [below, *([make(below.size + memory_size, layers - 1)] if layers > 1 else [])]
+        assert all(isinstance(one, Recurrent) for one in stack)
+        self.stack = nn.ModuleList(stack)
+        self.shapes = {f"{number}.{name}": one.state_shape for number, one in enumerate(stack)
+                       if isinstance(one, Recurrent) for name in one.state_names}
+        self.start = nn.Linear(memory_size, sum(math.prod(shape) for shape in self.shapes.values()))
+        self.key = nn.Linear(memory_size, self.size, bias=False)
+        self.join = nn.Linear(self.size + memory_size, self.size)
+
+    def remember(self, y: Tensor, lengths: Tensor) -> State:
+        padding = padding_mask(y, lengths)
+        memory = {"values": y, "keys": self.key(y), "mean": y.sum(1) / lengths.to(y.device)[:, None]}    # padding is 0
+        return memory if padding is None else {**memory, "padding": padding}
+
+    def begin(self, memory: State) -> State:
+        flat = torch.tanh(self.start(memory["mean"]))
+        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes.values()], dim=1)
+        return {name: part.reshape(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+
+    def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
+        y, state = self._layers(0, x, state)
+        scores = y @ memory["keys"].transpose(1, 2)                                             # (B, U, S)
+        if "padding" in memory:
+            scores = scores.masked_fill(memory["padding"][:, None], -torch.inf)
+        attention = scores.softmax(-1)
+        seen = attention @ memory["values"]                                                     # (B, U, M)
+        if len(self.stack) > 1:
+            y, state = self._layers(1, F.dropout(torch.cat([y, seen], -1), self.dropout, self.training), state)
+        return torch.tanh(self.join(torch.cat([y, seen], -1))), state, attention
+
+    def _layers(self, number: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")}
+        y, after = self.stack[number](x, torch.full((len(x),), x.shape[1]), own)
+        return y, {**state, **{f"{number}.{name}": value for name, value in after.items()}}
+
+
+class AttendingBlock(nn.Module):
+    """A causal block with attention to the memory between its two halves (Vaswani et al. 2017)."""
+
+    def __init__(self, block: Block, memory_size: int) -> None:
+        super().__init__()
+        size = block.size
+        self.block = block
+        self.memory_norm = nn.LayerNorm(size)
+        self.query = nn.Linear(size, size)
+        self.key_value = nn.Linear(memory_size, 2 * size)
+        self.memory_out = nn.Linear(size, size)
+
+    def forward(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor, Tensor | None],
+                rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """One block.
+
+        Args:
+            x: (B, U, H).
+            past: (B, 2, N, P, K), keys and values of the P steps before.
+            memory: keys and values (B, N, S, K), and which to attend to, (B, 1, 1, S) bool or None for all.
+            rotation: the angles of the rotary positions of x, or None.
+
+        Returns:
+            (B, U, H); past, U steps longer; the attention to the memory, (B, U, S), the mean over heads.
+        """
+        block = self.block
+        drop = block.dropout if self.training else 0.0
+        q, k, v = block.heads_of(block.query_key_value(block.attention_norm(x)), 3)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        past = torch.cat([past, torch.stack((k, v), 1)], 3)
+        k, v = past.unbind(1)
+        steps = x.shape[1]
+        mask = None
+        if 1 < steps < k.shape[2]:
+            mask = torch.ones(steps, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - steps)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=steps == k.shape[2] and steps > 1,
+                                           dropout_p=block.attention_dropout if self.training else 0.0)
+        x = x + F.dropout(block.attention_out(a.transpose(1, 2).flatten(2)), drop)
+        q, = block.heads_of(self.query(self.memory_norm(x)), 1)
+        if rotation is not None:
+            q = rotate(q, rotation)
+        keys, values, allowed = memory
+        scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])                              # (B, N, U, S)
+        attention = (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
+        seen = F.dropout(attention, block.attention_dropout, self.training) @ values
+        x = x + F.dropout(self.memory_out(seen.transpose(1, 2).flatten(2)), drop)
+        return block.feed_forward(x, drop), past, attention.mean(1)
+
+
+class AttendingTransformer(Decoder):
+    """Input projection, blocks with attention to the memory, final norm; the state holds the steps' keys and values.
+
+    With rotary positions, attention to the memory sees the distance of places, too.
+
+    Args:
+        input_size: D.
+        memory_size: M.
+        blocks: causal ones.
+        positions: see ``families.transformer.build``.
+    """
+
+    def __init__(self, input_size: int, memory_size: int, blocks: list[Block], *, positions: Positions) -> None:
+        super().__init__()
+        self.size, self.positions, self.heads = blocks[0].size, positions, blocks[0].heads
+        self.project = nn.Linear(input_size, self.size)
+        self.blocks = nn.ModuleList(AttendingBlock(block, memory_size) for block in blocks)
+        self.norm = nn.LayerNorm(self.size)
+        initialise(self, sublayers=3 * len(blocks))
+
+    def remember(self, y: Tensor, lengths: Tensor) -> State:
+        rotation = waves(y, self.size // self.heads) if self.positions == "rotary" else None
+        told = []
+        for block in self.blocks:
+            assert isinstance(block, AttendingBlock)
+            k, v = block.block.heads_of(block.key_value(y), 2)
+            told.append(torch.stack((k if rotation is None else rotate(k, rotation), v), 1))
+        memory = {"keys_values": torch.stack(told, 1)}                                          # (B, L, 2, N, S, K)
+        padding = padding_mask(y, lengths)
+        return memory if padding is None else {**memory, "padding": padding}
+
+    def begin(self, memory: State) -> State:
+        return {"past": memory["keys_values"][..., :0, :]}
+
+    def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
+        x = self.project(x).to(self.project.weight.dtype)
+        before = state["past"].shape[4]
+        width = self.size // self.heads if self.positions == "rotary" else self.size
+        cos, sin = (wave[before:] for wave in waves(x, width, steps=before + x.shape[1]))
+        if self.positions == "sinusoidal":
+            x = x + torch.stack((sin, cos), dim=-1).flatten(1).to(x.dtype)
+        allowed = ~memory["padding"][:, None, None] if "padding" in memory else None
+        pasts = []
+        for number, block in enumerate(self.blocks):
+            keys, values = memory["keys_values"][:, number].unbind(1)
+            x, past, attention = block(x, state["past"][:, number], (keys, values, allowed),
+                                       (cos, sin) if self.positions == "rotary" else None)
+            pasts.append(past)
+        return self.norm(x), {"past": torch.stack(pasts, 1)}, attention
