@@ -106,7 +106,8 @@ def open_input(uri: str) -> tuple[fs.FileSystem, str]:
     return place.system, place.root
 
 
-def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool = False) -> ray.data.Dataset:
+def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool = False,
+         whole: bool = False) -> ray.data.Dataset:
     """Rows of tables as a lazy Ray Data dataset: one task a file, streamed in blocks.
 
     Args:
@@ -114,6 +115,7 @@ def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool 
             each line that is not blank), all of them also compressed, as in .csv.gz; .parquet, .pq.
         columns: columns to read, in this order; None reads all.
         lenient: a row that cannot be parsed is handed on, with nulls and what is wrong with it in `__bad`.
+        whole: a text file is one row, instead of one for each line.
 
     Returns:
         Rows with the columns asked for, `__file` (string, the source's uri) and `__row` (int64); if lenient also
@@ -130,17 +132,18 @@ def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool 
     for source in sources:
         _reader(source.uri)                 # an unknown ending is said now, not by a task
     rows = ray.data.from_items([{"uri": source.uri} for source in sources], override_num_blocks=len(sources))
-    return rows.map_batches(functools.partial(_read_listed, columns=columns, lenient=lenient), batch_size=None,
-                            batch_format="pyarrow", num_cpus=TASK_CPUS)
+    return rows.map_batches(functools.partial(_read_listed, columns=columns, lenient=lenient, whole=whole),
+                            batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
 
 
-def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False) -> Iterator[pa.Table]:
+def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False,
+                whole: bool = False) -> Iterator[pa.Table]:
     """The blocks of one file, as `read` describes them, in this process.
 
     Raises:
         ValueError: the file cannot be read, or lacks a column; if not lenient, also for a row that cannot be parsed.
     """
-    reader = _reader(uri)
+    reader = _whole_text if whole else _reader(uri)
     first = pa.scalar(2 if reader is _csv_blocks else 1, pa.int64())
     try:
         for numbers, table, bad in reader(uri, columns, lenient):
@@ -347,9 +350,9 @@ def _reader(uri: str) -> Callable[[str, list[str] | None, bool], Blocks]:
 
 
 @in_task
-def _read_listed(batch: pa.Table, columns: list[str] | None, lenient: bool) -> Iterator[pa.Table]:
+def _read_listed(batch: pa.Table, columns: list[str] | None, lenient: bool, whole: bool) -> Iterator[pa.Table]:
     for uri in batch["uri"].to_pylist():
-        yield from read_blocks(uri, columns, lenient=lenient)
+        yield from read_blocks(uri, columns, lenient=lenient, whole=whole)
 
 
 def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
@@ -527,18 +530,14 @@ def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
         yield pa.array(numbers, pa.int64()), table.select(wanted), bad
 
 
-def read_text(uri: str) -> str:
-    """All of a text file, also of a compressed one.
-
-    Raises:
-        ValueError: it cannot be read, or is not UTF-8.
-    """
+def _whole_text(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
+    wanted = _checked(uri, ["text"], columns)
     system, path = open_input(uri)
-    try:
-        with system.open_input_stream(path, compression="detect") as stream:
-            return str(stream.read(), "utf-8-sig")
-    except (OSError, pa.ArrowException, UnicodeError) as error:
-        raise ValueError(f"{uri} cannot be read: {error}; repair or remove the file") from error
+    with system.open_input_stream(path, compression="detect") as stream:
+        text = stream.read().removeprefix(b"\xef\xbb\xbf")
+    bad: Bad = {}
+    table = _decoded(pa.table({"text": pa.array([text], pa.binary())}), bad)
+    yield pa.array([0], pa.int64()), table.select(wanted), bad
 
 
 def _lines(uri: str) -> Iterator[tuple[list[int], list[bytes]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -116,13 +116,10 @@ class Text(Records):
     def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
         if not self.whole_files:
             return super().raw_rows(sources)
-        import ray.data
-
-        parts = {source.uri: part for source, part in self.listed()}
-        items = [{"uri": source.uri, "cut": parts[source.uri] == "train"} for source in sources]
-        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            functools.partial(_whole, shares=[self.told.shares.get(part, 0.0) for part in PARTS[1:]]), batch_size=None,
-            batch_format="pyarrow", num_cpus=files.TASK_CPUS)
+        task = functools.partial(_cut, {source.uri for source, part in self.listed() if part == "train"},
+                                 [self.told.shares.get(part, 0.0) for part in PARTS[1:]])
+        return files.read(sources, ["text"], lenient=True, whole=True).map_batches(
+            task, batch_size=None, batch_format="pyarrow", num_cpus=files.TASK_CPUS)
 
     def in_part(self, listed: list[tuple[Source, str]], part: str, table: pa.Table) -> NDArray[np.int64]:
         if not self.whole_files:
@@ -219,15 +216,17 @@ class Text(Records):
 
 
 @files.in_task
-def _whole(items: pa.Table, shares: Sequence[float]) -> Iterator[pa.Table]:
-    """Each file as a row; one that is cut as three, for training, validation and test, where they are not empty."""
-    for item in items.to_pylist():
-        text = files.read_text(item["uri"])
-        ends = [int(len(text) * (1 - sum(shares[i:]))) for i in range(len(shares))] if item["cut"] else [len(text)]
-        parts = [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
-        rows = [i for i, part in enumerate(parts) if part or i == 0]
-        yield pa.table({"text": [parts[i] for i in rows], "__file": [item["uri"]] * len(rows),
-                        "__row": pa.array([i + 1 for i in rows], pa.int64()), "__bad": pa.nulls(len(rows), files.BAD)})
+def _cut(training: Collection[str], shares: Sequence[float], table: pa.Table) -> Iterator[pa.Table]:
+    """Each whole file of `training` as rows 1, 2 and 3, for training, validation and test, where they are not empty."""
+    for row in table.to_pylist():
+        text, place = row["text"], {"__file": row["__file"], "__bad": row["__bad"]}
+        if text is None or row["__file"] not in training:
+            parts = [text]
+        else:
+            ends = [int(len(text) * (1 - sum(shares[i:]))) for i in range(len(shares))]
+            parts = [text[start:end] for start, end in itertools.pairwise([0, *ends, len(text)])]
+        yield pa.Table.from_pylist([{"text": part, "__row": i + 1, **place} for i, part in enumerate(parts)
+                                    if part or i == 0], table.schema)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -129,6 +129,13 @@ def initialise(kernel: nn.RNNBase) -> None:
                 nn.init.zeros_(gate)
 
 
+def chrono_bias(gate: Tensor, chrono: int) -> Tensor:
+    """log u, u drawn from [1, chrono - 1] for each unit of a gate: such a unit forgets after about u steps."""
+    if chrono < 2:
+        raise ValueError(f"model.chrono={chrono} is too small; use at least 2 steps, or null")
+    return torch.empty_like(gate).uniform_(1, chrono - 1).log()
+
+
 def inner_dropout(dropout: float, layers: int) -> float:
     """Dropout between layers; 0 with one layer, which has no between, so that torch does not warn."""
     return dropout if layers > 1 else 0.0

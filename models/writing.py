@@ -34,6 +34,13 @@ class Writer:
                 for text, row in zip(texts, kept, strict=True)]
 
 
+    def pieces(self, row: Sequence[int]) -> list[str]:
+        """What each token of a row of ids is called; blanks are seen."""
+        raw = [self.tokenizer.id_to_token(token) or "" for token in row]
+        return [self([[token]])[0].replace(" ", "\u2423").replace("\n", "\u21b5") or name
+                for token, name in zip(row, raw, strict=True)]
+
+
 def errors(truth: Sequence[str], written: Sequence[str]) -> tuple[list[int], list[int]]:
     """What is wrong in texts: ([errors, words of the truth], [errors, characters of the truth]), summed over texts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,13 @@ def learning_curve(history: list[dict[str, float]], primary: str, best_step: int
 
 
 def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder: Path) -> None:
-    """What there is to see of the last split: a few forecasts or transcripts, or which classes are taken for which."""
+    """What there is to see of the last split: a few forecasts or texts, or which classes are taken for which."""
     if experiment.task["kind"] == "forecast":
         forecasts(experiment, prepared, run, folder / "forecasts.png")
     if experiment.task["kind"] == "transcribe":
         transcripts(experiment, prepared, run, folder / "transcripts.png")
+    if experiment.task["kind"] == "translate":
+        translations(experiment, prepared, run, folder / "translations.png")
     artifacts = json.loads(run.read("artifacts.json"))
     draws = {"confusion": confusion, "decisions": decisions}
     for artifact in artifacts:
@@ -130,25 +133,15 @@ def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Pa
     figure.savefig(file)
 
 
-def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path, *, count: int = 3) -> None:
-    """The frames of `count` rows spread over the last split, and at which of them each token was heard."""
+def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
+    """The frames of some rows of the last split, and at which of them each token was heard."""
     import torch
 
-    from models.batch import Batch
     from models.ctc import BLANK
-    from workflows import bundle
 
-    split = "test" if "test" in prepared.parts else "validation"
-    dataset: Any = dataset_of(experiment)
-    view = dataset.view(prepared, split, task_of(experiment, dataset))
-    ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
-    figure, axes = _figure(9, 2.6 * len(ids), rows=len(ids))
-    model: Any = bundle.load(run, "bundle").model
-    dtype = next(model.parameters()).dtype
-    for axis, fields in zip(axes, _rows(view, prepared, ids), strict=True):
-        told = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
-        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told["inputs"].items()}
-        batch = Batch(inputs, told["lengths"], told["targets"], torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    model, split, batches = _some_rows(experiment, prepared, run)
+    figure, axes = _figure(9, 2.6 * len(batches), rows=len(batches))
+    for axis, batch in zip(axes, batches, strict=True):
         with torch.inference_mode():
             x = model.frontend(batch)[0][0].float().numpy()                                    # (T, F)
             scores, encoded = model.task.scores(model, batch)
@@ -160,11 +153,63 @@ def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: 
             axis.axvline(step, color=ORANGE, linewidth=0.6)
             axis.text(step, x.shape[1], token if token.strip() else "\u2423", color=ORANGE, fontsize=7, ha="center",
                       va="bottom")
-        right = model.task.writer(told["targets"]["target"].tolist())[0]
+        right = model.task.writer(batch.targets["target"].tolist())[0]
         axis.set_title(f"{split}, right: {right}\nwritten: {written}\n", fontsize=8, loc="left")
         axis.set_yticks([])
     axes[-1].set_xlabel("steps, and where each token is heard")
     figure.savefig(file)
+
+
+def translations(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
+    """To which tokens of some rows of the last split each written token attends."""
+    import torch
+
+    from models.batch import Batch
+    from models.writing import Writer
+
+    model, split, batches = _some_rows(experiment, prepared, run)
+    reader = Writer(prepared.state["fitted"]["tokenizer"]) if "tokens" in batches[0].inputs else None
+    drawn = []
+    for batch in batches:
+        with torch.inference_mode():
+            found = model.task.decode(model, batch)
+            seen: Batch = replace(batch, targets={"target": torch.tensor(found).reshape(1, -1)})
+            attention = model.task.scores(model, seen)[1][0].float().numpy()                  # (U + 1, S)
+        drawn.append((batch, found[0], attention))
+    heights = [1.4 + 0.17 * len(attention) for _, _, attention in drawn]
+    figure, axes = _figure(9, sum(heights), rows=len(drawn), heights=heights)
+    for axis, (batch, tokens, attention) in zip(axes, drawn, strict=True):
+        axis.imshow(attention, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        if reader is not None:
+            names = reader.pieces(batch.inputs["tokens"][0].tolist())
+            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(tokens) + 1), [*model.task.writer.pieces(tokens), "(end)"], fontsize=7)
+        right = model.task.write(batch.targets["target"].tolist())[0]
+        axis.set_title(f"{split}, right: {right}\nwritten: {model.task.write([tokens])[0]}", fontsize=8, loc="left")
+    figure.savefig(file)
+
+
+def _some_rows(experiment: Experiment, prepared: Prepared, run: Storage, *,
+               count: int = 3) -> tuple[Any, str, list[Any]]:
+    """The run's model, and `count` rows spread over the last split, whose name stands between, as a batch each."""
+    import torch
+
+    from models.batch import Batch
+    from workflows import bundle
+
+    split = "test" if "test" in prepared.parts else "validation"
+    dataset: Any = dataset_of(experiment)
+    view = dataset.view(prepared, split, task_of(experiment, dataset))
+    ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
+    model: Any = bundle.load(run, "bundle").model
+    dtype = next(model.parameters()).dtype
+    batches = []
+    for fields in _rows(view, prepared, ids):
+        told = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
+        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told["inputs"].items()}
+        batches.append(Batch(inputs, told["lengths"], told["targets"], torch.ones(1),
+                             torch.zeros(1, dtype=torch.int64)))
+    return model, split, batches
 
 
 def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
@@ -181,14 +226,14 @@ def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
     return found
 
 
-def _figure(width: float, height: float, *, rows: int) -> Any:
+def _figure(width: float, height: float, *, rows: int, heights: list[float] | None = None) -> Any:
     import matplotlib
     matplotlib.use("agg")
     matplotlib.rcParams["text.parse_math"] = False          # a name with a "$" in it is a name
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, 1, figsize=(width, height), dpi=120, layout="constrained",
-                                   squeeze=False)
+                                   squeeze=False, height_ratios=heights)
     pyplot.close(figure)
     axes = axes[:, 0]
     for axis in axes:

@@ -142,7 +142,9 @@ def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> d
     """A MIDI file for each sample: `output` itself, or where there are several, with the numbers of row and sample."""
     from datasets.music import NOTES, notes_of
     from workflows import midi
+    from workflows.experiment import dataset_of, load
 
+    dataset: Any = dataset_of(load(told.experiment))
     prompts = list(_prompts(told, source))
     usable = [(number, row, steps) for number, (_, row, steps, why) in enumerate(prompts) if why is None]
     if not usable:
@@ -152,7 +154,7 @@ def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> d
         start = steps.reshape(-1, NOTES)[:how.prompt].astype(np.float32)
         for sample, more in enumerate(_go_on(told, start, number, how), 1):
             data = midi.write(list(notes_of(np.concatenate([start, more]))),
-                              quarters=told.experiment["dataset"]["quarters"])
+                              quarters=dataset.quarters)
             written.append(_write(f"{stem}-{row}-{sample}.mid" if several else output, data))
     return {"rows": len(prompts), "skipped": len(prompts) - len(usable), "output": written}
 

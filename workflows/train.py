@@ -322,7 +322,12 @@ def _finished(run: Storage) -> bool:
 
 @contextmanager
 def _torch_meanwhile() -> Iterator[None]:
-    """Import what training needs in a thread, while the caller waits for Ray to start."""
+    """Import what training needs in a thread, while the caller waits for Ray to start.
+
+    Ray itself is imported before: two threads that import it at once can meet it half made.
+    """
+    import ray  # noqa: F401
+
     def load_modules() -> None:
         for name in ("workflows.worker", "torch._dynamo"):       # the latter would cost the first optimizer 1.4 s
             importlib.import_module(name)

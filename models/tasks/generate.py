@@ -19,6 +19,7 @@ from models.sequence import SequenceModel, Sums, Task, full, mean
 from models.writing import BEGIN, END, PADDING, UNKNOWN, Writer, characters
 
 READS = ("tokens", "notes")
+SILENT = -3.0               # where each note's score begins: most do not sound
 CAUSAL = True               # an encoder that saw later steps would know the answer
 
 
@@ -47,6 +48,8 @@ class Generate(Task):
         self.window = window
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder["size"], spec["notes" if self.music else "vocabulary"])
+        if self.music:
+            nn.init.constant_(self.head.bias, SILENT)
         self.writer = None if self.music or spec["tokenizer"] is None else Writer(spec["tokenizer"])
         sizes = [0.0] if self.music or spec["tokenizer"] is None else characters(spec["tokenizer"])
         self.register_buffer("characters", torch.tensor(sizes), persistent=False)

@@ -39,8 +39,9 @@ class Encoded:
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Records], Encoded]:
     """Encodes a dataset in this process."""
-    def read(sources: list[files.Source], columns: list[str], *, lenient: bool) -> Blocks:
-        return Blocks(table for source in sources for table in files.read_blocks(source.uri, columns, lenient=lenient))
+    def read(sources: list[files.Source], columns: list[str], *, lenient: bool, whole: bool = False) -> Blocks:
+        return Blocks(table for source in sources
+                      for table in files.read_blocks(source.uri, columns, lenient=lenient, whole=whole))
 
     def run(dataset: Records) -> Encoded:
         parts, bad, summaries = {}, [], []

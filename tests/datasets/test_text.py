@@ -347,3 +347,58 @@ def test_a_request_for_classes_of_words_says_which_tokens_begin_one(tmp_path, en
     state = encoded(dataset).state
     [table] = dataset.encode_request("it don't run", state)
     assert table["__step"].to_pylist() == [[0, 1, -1, -1, 2]]
+
+
+# Whole files
+
+def whole(path, **options):
+    return datasets.build("text", path=str(path), tokenizer="character", whole_files=True, **options)
+
+
+def texts_by_split(found):
+    """The texts of each split's stored rows, in the order of the files."""
+    made = load(found.state["fitted"]["tokenizer"])
+    return {part: [made.decode(row["tokens"]) for row in rows] for part, rows in found.parts.items()}
+
+
+def test_a_whole_file_is_cut_by_characters_into_splits(tmp_path, encoded):
+    text = "".join(chr(97 + i % 26) if i % 7 else "\n" for i in range(1, 1001))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("z" * 50)
+    found = texts_by_split(encoded(whole(tmp_path, split={"validation": 0.1, "test": 0.05})))
+    assert found["train"] == [text[:850].strip(), "z" * 42]
+    assert found["validation"] == [text[850:950].strip(), "z" * 5]
+    assert found["test"] == [text[950:].strip(), "z" * 3]
+
+
+def test_whole_files_of_each_split_are_rows_as_they_are(tmp_path, encoded):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("abc\n\ncba abcabcabcabc\n")
+    made = datasets.build("text", path={n: f"{tmp_path}/{n}.txt" for n in ("train", "test")}, tokenizer="character",
+                          whole_files=True, split={"validation": 0.4})
+    found = texts_by_split(encoded(made))
+    assert found["test"] == ["abc\n\ncba abcabcabcabc"]
+    assert found["train"] == ["abc\n\ncba abca"] and found["validation"] == ["bcabcabc"]
+
+
+def test_whole_files_have_no_columns_and_are_utf8(tmp_path, encoded):
+    with pytest.raises(ValueError, match=r"dataset\.whole_files.*'kind'"):
+        whole(tmp_path, label="kind")
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    found = encoded(whole(tmp_path))
+    assert texts_by_split(found) == {"train": ["good"]}
+    assert [(row, field) for row, field, _ in found.bad] == [(1, "text")]
+
+
+def test_a_shared_vocabulary_is_learnt_from_both_texts(tmp_path, encoded):
+    (tmp_path / "a.csv").write_text("text,other\n" + "abc,xyz\n" * 30)
+    made = datasets.build("text", path=str(tmp_path / "a.csv"), target="other", tokenizer="character",
+                          target_tokenizer="shared")
+    table = pa.table({"text": ["abc"], "other": ["xyz"], "__file": ["f"], "__row": [1]})
+    _, texts = made.tally(table, [0])
+    assert texts == ["abc", "xyz"]
+    spec = made.spec(None, {"target": "target"})
+    assert spec["shared"] and spec["tokens"] == spec["vocabulary"]
+    with pytest.raises(ValueError, match=r"target_tokenizer=shared: the input of dataset\.kind='audio'"):
+        datasets.build("audio", path="", target="text", target_tokenizer="shared")

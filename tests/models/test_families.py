@@ -230,6 +230,23 @@ def test_forget_bias_is_the_sum_of_both_biases_in_every_layer():
         assert (b_x + b_h).tolist() == [0.0] * 3 + [1.5] * 3 + [0.0] * 6
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_chrono_biases_are_logarithms_of_the_steps_to_remember(name):
+    torch.manual_seed(0)
+    family = families.build(name, 3, hidden_size=500, layers=2, chrono=100)
+    for key, parameter in family.kernel.named_parameters():
+        if key.startswith("bias_ih"):
+            gates = parameter.detach().chunk(4 if name == "lstm" else 3)
+            steps = gates[1].exp()
+            assert 1 <= steps.min() < 5 and 95 < steps.max() <= 99 and abs(steps.mean() - 50) < 4
+            if name == "lstm":
+                assert torch.equal(gates[0], -gates[1])
+        elif key.startswith("bias"):
+            assert parameter.abs().max() == 0
+    with pytest.raises(ValueError, match=r"model\.chrono=1 "):
+        families.build(name, 3, chrono=1)
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_random_initial_state_differs_by_row_in_training_and_is_zero_in_evaluation(name):
     family = make(name, initial="random")
