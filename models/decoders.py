@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from models.families import Family, State, padding_mask
 from models.families.transformer import Block, Positions, Rotation, initialise, rotate, waves
-from models.recurrent import Recurrent
 
 
 class Decoder(nn.Module):
@@ -59,7 +58,7 @@ class AttendingRecurrent(Decoder):
     all steps at once in training. The states begin as a layer of the mean of the memory.
 
     Args:
-        make: (input size, layers) -> a family that keeps a state.
+        make: (input size, layers) -> a family that carries a state.
         input_size: D.
         memory_size: M.
         layers: of which the first attends.
@@ -72,10 +71,9 @@ class AttendingRecurrent(Decoder):
         below = make(input_size, 1)
         self.size, self.dropout = below.size, dropout
         stack = [below, *([make(below.size + memory_size, layers - 1)] if layers > 1 else [])]
-        assert all(isinstance(one, Recurrent) for one in stack)
         self.stack = nn.ModuleList(stack)
-        self.shapes = {f"{number}.{name}": one.state_shape for number, one in enumerate(stack)
-                       if isinstance(one, Recurrent) for name in one.state_names}
+        self.shapes = {f"{number}.{name}": value.shape[1:] for number, one in enumerate(stack)
+                       for name, value in one.initial_state(1).items()}
         self.start = nn.Linear(memory_size, sum(math.prod(shape) for shape in self.shapes.values()))
         self.key = nn.Linear(memory_size, self.size, bias=False)
         self.join = nn.Linear(self.size + memory_size, self.size)

@@ -46,6 +46,11 @@ def test_a_new_dataset_and_a_new_family_are_a_file_each(project):
     assert 0 <= result["metrics"]["test/accuracy"] <= 1
 
 
+def test_a_new_family_that_carries_a_state_decodes_too(project):
+    result = train(project, "workflows/experiments/number_words.yaml", "model.family=average", "dataset.rows=300")
+    assert 0 < result["metrics"]["test/loss"] < 5
+
+
 def test_a_new_task_is_a_file(project):
     result = train(project, "workflows/experiments/article_lstm.yaml", "task.kind=median", "dataset.rows=400")
     assert result["primary"] == "mae"

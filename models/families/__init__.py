@@ -77,7 +77,7 @@ def build(name: str, input_size: int, **options: Any) -> Family:
 def decoder(name: str, input_size: int, memory_size: int, *, layers: int, **options: Any) -> Decoder:
     """Make a decoder of this family's layers.
 
-    A family that keeps a state needs nothing for it; another one has a function ``decoder`` of its own, with these
+    A family that carries a state needs nothing for it; another one has a function ``decoder`` of its own, with these
     arguments.
 
     Args:
@@ -86,17 +86,27 @@ def decoder(name: str, input_size: int, memory_size: int, *, layers: int, **opti
         memory_size: features of a step that is attended to.
         layers: of the decoder.
         options: of the family; direction, causality and where states begin follow from what a decoder is.
+
+    Raises:
+        ValueError: less than one layer, or a family of which no decoder can be made.
     """
     from models import decoders
 
     check_least("task.decoder_layers", layers, 1)
     own = module(name)
-    told = {**filled(own.build, options), "layers": layers}
+    told = filled(own.build, options)
     if hasattr(own, "decoder"):
-        return cast("Decoder", own.decoder(input_size, memory_size, **told))
+        return cast("Decoder", own.decoder(input_size, memory_size, **{**told, "layers": layers}))
     one_way = {k: v for k, v in told.items() if k not in ("layers", "bidirectional", "initial")}
-    return decoders.AttendingRecurrent(lambda size, count: build(name, size, layers=count, **one_way), input_size,
-                                       memory_size, layers=layers, dropout=told["dropout"])
+
+    def make(size: int, count: int) -> Family:
+        made = build(name, size, **one_way, **({"layers": count} if "layers" in told else {}))
+        if not made.carries or (count > 1 and "layers" not in told):
+            raise ValueError(f"model.family={name} makes no decoder of task.decoder_layers={layers}; use 1 or 2 layers "
+                             "and a family that carries a state")
+        return made
+
+    return decoders.AttendingRecurrent(make, input_size, memory_size, layers=layers, dropout=told.get("dropout", 0.0))
 
 
 def step_mask(x: Tensor, lengths: Tensor) -> Tensor:

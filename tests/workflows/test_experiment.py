@@ -70,7 +70,7 @@ def test_an_unknown_section_names_the_nearest_one():
 @pytest.mark.parametrize(("section", "key", "value", "said"), [
     ("dataset", "kind", "timeserie", "dataset.kind='timeserie' is not known; did you mean 'timeseries'? known: "),
     ("task", "kind", "forcast",
-     "task.kind='forcast' is not known; did you mean 'forecast'? known: classify, forecast, label, regress"),
+     "task.kind='forcast' is not known; did you mean 'forecast'? known: classify, forecast, generate, label, regress"),
     ("model", "family", "Transformr", "model.family='Transformr' is not known; did you mean 'transformer'? known: gru"),
     ("model", "family", ["gru"], "model.family=['gru'] is not known"),
     ("model", "family", None, "model.family=None is not known"),
@@ -91,7 +91,7 @@ def test_an_unknown_kind_task_or_family_lists_the_known_ones(section, key, value
     ("training=3", "training=3 must be a mapping of options"),
     ("training=0", "training=0 must be a mapping of options"),
     ("task=forecast",
-     "task='forecast' must be a mapping of options; give it at least kind, one of classify, forecast, label, regress"),
+     "task='forecast' must be a mapping of options; give it at least kind, one of classify, forecast, generate, label, regress"),
     ("model=null", "model is missing; give it at least family, one of gru"),
     ("name=3", "name=3 must be a text"),
     ("name=a/b", "name='a/b' may hold letters, digits and _ . -"),

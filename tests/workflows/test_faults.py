@@ -51,7 +51,7 @@ def wait_for_checkpoint(folder, step, seconds=200):
     """Until a checkpoint of `step` or a later one is complete."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        done = [int(p.parent.name[5:]) for p in Path(folder).glob("runs/demand-*/checkpoints/step-*/manifest.json")]
+        done = [int(p.parent.name[5:]) for p in Path(folder).glob("runs/*-*/checkpoints/step-*/manifest.json")]
         if done and max(done) >= step:
             return
         time.sleep(0.01)
@@ -110,6 +110,33 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(tmp_path):
     assert len(list(broken.glob("runs/demand-*"))) == 1
     for steps in points(broken, result).values():
         assert steps == sorted(set(steps))
+
+
+STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state
+
+
+def test_a_killed_stateful_run_is_resumed_to_the_same_weights(tmp_path):
+    whole = finish(start(tmp_path, *STATEFUL), tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    process = start(broken, *STATEFUL)
+    wait_for_checkpoint(broken, 100)
+    process.kill()
+    process.wait()
+    assert not list(broken.glob("runs/*/result.json"))              # or nothing was interrupted
+    result = finish(start(broken, *STATEFUL, "--resume"), broken)
+    assert weights(result) == weights(whole)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_killed_worker_of_a_stateful_run_is_replaced_and_the_weights_are_the_same(tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "broken"]
+    for folder in folders:
+        folder.mkdir()
+    whole = finish(start(folders[0], *STATEFUL, "workers.count=2"), folders[0])
+    broken = killed_worker_run(start(folders[1], *STATEFUL, "workers.count=2"), folders[1], 2)
+    assert weights(broken) == weights(whole)
 
 
 @pytest.mark.parametrize("count", [1, 2])
