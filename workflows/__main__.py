@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
                 _fail_by(error, verbose)
             if as_json and result is not None:
                 click.echo(json.dumps({**result, "wall_seconds": round(time.time() - start, 2)}))
-        text = f"{function.__doc__}\n\n\b\nExample:\n  {example}"
+        text = f"{inspect.getdoc(function)}\n\n\b\nExample:\n  {example}"
         return group.command(name, help=text)(JSON(VERBOSE(run)))
     return decorate
 

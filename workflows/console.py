@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,13 @@ class Console:
         """The final table: the model beside the baselines."""
         self._end_bar()
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
+        self.signatures(result["signatures"])
         self.say(f"bundle: {result['bundle']}\nMLflow run: {result['run_id'] or 'not delivered yet'}")
+
+    def signatures(self, told: Mapping[str, str]) -> None:
+        """How exactly metrics are computed, where their library says so."""
+        for name, signature in told.items():
+            self.say(f"{name}: {signature}")
 
     def _end_bar(self) -> None:
         if self.bar is not None:

@@ -23,7 +23,8 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
         verbose: leave Ray's own messages on.
 
     Returns:
-        metrics (flat), baselines, rows, run (that made the bundle), run_id (in MLflow; None where it is not found).
+        metrics (flat), their signatures, baselines, rows, run (that made the bundle), run_id (in MLflow; None where it
+        is not found).
 
     Raises:
         ValueError: not a bundle, other data that does not fit, no such split.
@@ -73,9 +74,11 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
     others = {m: {f"{split}/{k}": v for k, v in values.items()} for m, values in found.metrics.items()}
     run_id = tracking.find(experiment.tracking.uri, told.run)
     console.rich.print(metrics_table({"model": metrics, **others}))
+    signatures = dict(told.model.task.signatures)
+    console.signatures(signatures)
     console.say(f"{rows:,} rows")
-    return {"metrics": metrics, "baselines": others, "rows": rows, "run": told.run, "run_id": run_id,
-            "bundle": folder.uri}
+    return {"metrics": metrics, "signatures": signatures, "baselines": others, "rows": rows, "run": told.run,
+            "run_id": run_id, "bundle": folder.uri}
 
 
 def prepare_only(source: str | Path | None, overrides: list[str], *, verbose: bool = False) -> dict[str, Any]:

@@ -456,7 +456,8 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
             if wrong and getattr(experiment.training, key) is not None:
                 raise ValueError(f"training.{key} has no meaning for dataset.kind={experiment.dataset['kind']}; "
                                  f"use training.{other}")
-        if "series" in dataset.offers and experiment.training.batch_tokens is not None:
+        windows = "series" in dataset.offers or experiment.task.get("window") is not None
+        if windows and experiment.training.batch_tokens is not None:
             raise ValueError("training.batch_tokens has no meaning for windows, which are all equally long; use "
                              "training.batch_size")
         if experiment.training.batch_size < experiment.workers.count:

@@ -2,8 +2,8 @@
 
 ``READS`` says which of what a dataset offers a task can learn from, the first that is there: ``label`` (a class a row),
 ``labels`` (any number of them), ``step_labels`` (a class a step), ``numbers``, ``target`` (a text), ``tokens`` or
-``notes`` (the row itself, to go on with), ``series``. A task whose file says ``CAUSAL = True`` gets an encoder that sees
-no later steps, where the user leaves that open.
+``notes`` (the row itself, to go on with), ``series``. A task whose file says ``CAUSAL = True`` gets an encoder that
+sees no later steps, where the user leaves that open.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_an_unknown_kind_task_or_family_lists_the_known_ones(section, key, value
     ("training=3", "training=3 must be a mapping of options"),
     ("training=0", "training=0 must be a mapping of options"),
     ("task=forecast",
-     "task='forecast' must be a mapping of options; give it at least kind, one of classify, forecast, generate, label, regress"),
+     "task='forecast' must be a mapping of options; give it at least kind, one of classify, forecast, generate, label"),
     ("model=null", "model is missing; give it at least family, one of gru"),
     ("name=3", "name=3 must be a text"),
     ("name=a/b", "name='a/b' may hold letters, digits and _ . -"),

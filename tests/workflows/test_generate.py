@@ -112,6 +112,16 @@ def _stopping(asked):
     return interruptible
 
 
+def test_streamed_lanes_end_in_the_weights_of_cached_ones(book, text):
+    streamed = train({**book, "dataset": {**book["dataset"], "cache_bytes": 0}}, progress=False)
+    assert weights(streamed) == weights(text)
+
+
+def test_a_budget_of_tokens_is_refused_with_a_window(book):
+    with pytest.raises(ValueError, match=r"training\.batch_tokens has no meaning for windows"):
+        train({**book, "training": {**book["training"], "batch_tokens": 100}}, progress=False)
+
+
 def test_two_workers_reach_what_one_reaches(folder, book, text):
     two = train({**book, "workers": {"count": 2, "cpus": 1}}, progress=False)
     assert two["metrics"]["test/loss"] == pytest.approx(text["metrics"]["test/loss"], rel=0.02)
