@@ -57,14 +57,19 @@ class ChunkView:
         return counts
 
     @cached_property
+    def whole(self) -> bool:
+        """Whether no row has more than one chunk: then batches are of about one length, and no state is carried."""
+        return int(self.count.max(initial=0)) <= 1
+
+    @cached_property
     def lengths(self) -> NDArray[np.int32] | None:
         """Of whole rows; chunks of a window are as good as equal."""
-        return None if self.window is not None else self.told[self.count > 0].astype(np.int32)
+        return self.told[self.count > 0].astype(np.int32) if self.whole else None
 
     @cached_property
     def follows(self) -> NDArray[np.bool_] | None:
         """(chunks,) whether each goes on from the one before it; None where all are whole rows."""
-        if self.window is None:
+        if self.whole:
             return None
         out = np.ones(int(self.count.sum()), bool)
         out[self.before[self.count > 0]] = False

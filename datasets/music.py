@@ -92,8 +92,8 @@ def _roll(piece: Any, row: int, column: str, bad: Bad) -> np.ndarray[Any, np.dty
     roll = np.zeros((len(steps), NOTES), np.int8)
     for number, step in enumerate(steps):
         for note in step:
-            if note is None or note != int(note) or not LOWEST <= note < LOWEST + NOTES:
-                bad.setdefault(row, (column, f"step {number + 1}: {note} is no note from {LOWEST} to "
+            if not isinstance(note, int | float) or not (LOWEST <= note < LOWEST + NOTES and note == int(note)):
+                bad.setdefault(row, (column, f"step {number + 1}: {note!r} is no note from {LOWEST} to "
                                              f"{LOWEST + NOTES - 1}"))
                 return np.zeros((0, NOTES), np.int8)
             roll[number, int(note) - LOWEST] = 1

@@ -63,10 +63,10 @@ class Options:
         numbers: the columns of numbers to predict (task regress).
         target: the column of the text to make of each row (tasks transcribe and translate).
         target_tokenizer: what a token of that text is: bpe, unigram, word, character or byte (see the tokenizer of
-            text); the vocabulary is learnt from the training rows. Of text also shared: one vocabulary, learnt from
-            the input and the target together, serves both.
-        target_vocabulary: most tokens in it, 4 special ones included; byte always has 260.
-        target_lowercase: whether its capital letters are made small.
+            text); the vocabulary is learnt from the training rows. Of text also shared: the
+            vocabulary of the input (tokenizer, vocabulary, ...), then learnt from both texts, serves both.
+        target_vocabulary: most tokens in it, 4 special ones included; byte always has 260. Not for shared.
+        target_lowercase: whether its capital letters are made small; metrics then compare small letters.
         target_ngrams: how many tokens in a row the training rows' texts are counted by, for a language model that a
             beam search can listen to (task.language_weight); 0 counts none.
     """
@@ -188,6 +188,9 @@ class Records:
         if self.told.label is not None and self.told.labels is not None:
             raise ValueError("dataset.label (one class a row) and dataset.labels (any number of them) contradict each "
                              "other; leave one of them out")
+        if self.told.shared and self.told.target is None:
+            raise ValueError("dataset.target_tokenizer=shared shares the vocabulary with the text in dataset.target; "
+                             "name its column")
         if self.told.shared and self.frontend != "tokens":
             raise ValueError(f"dataset.target_tokenizer=shared: the input of dataset.kind={self.kind!r} is no text; "
                              "use character, bpe, unigram, word or byte")

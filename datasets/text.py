@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from datasets.prepare import Prepared
     from datasets.views import View
 
+TXT = (*files.LINES, *(text + end for text in files.LINES for end in files.COMPRESSED))
+LONG = 1 << 20                                       # characters of a text that is tokenized piece by piece
+PIECES_OF_LONG = re.compile(rf"(?s).{{1,{LONG}}}(?!\S)|.{{1,{LONG}}}")
 SLICE = 1000                                         # texts that are tokenized together
 
 
@@ -74,8 +77,7 @@ class Text(Records):
     whole_files: bool = False
     kind: ClassVar[str] = "text"
     frontend: ClassVar[str] = "tokens"
-    suffixes: ClassVar[tuple[str, ...]] = (*files.TABLES, *files.LINES,
-                                           *(text + end for text in files.LINES for end in files.COMPRESSED))
+    suffixes: ClassVar[tuple[str, ...]] = (*files.TABLES, *TXT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,17 +85,23 @@ class Text(Records):
         if self.told.step_labels is not None and len(self.text) > 1:
             raise ValueError(f"dataset.step_labels={self.told.step_labels!r} are of one text; name one column in "
                              f"dataset.text, not {len(self.text)}")
+        if self.told.shared and self.told.target_lowercase != self.lowercase:
+            raise ValueError("dataset.target_lowercase is dataset.lowercase where both texts share a vocabulary; give "
+                             "both the same value")
         if self.whole_files and (self.told.columns or self.text != ["text"]):
             raise ValueError("dataset.whole_files: such a text has no columns beside it; leave dataset.text and "
                              f"{', '.join(map(repr, self.told.columns)) or 'other columns'} out")
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What is told, and the tokens themselves, to go on with."""
-        return (*self.told.offers, "tokens")
+        """What is told, and the tokens of a single text themselves, to go on with."""
+        return (*self.told.offers, *(["tokens"] if len(self.text) == 1 else []))
 
     def spec(self, state: Mapping[str, Any] | None, task: Mapping[str, Any]) -> dict[str, Any]:
         if task["target"] == "tokens":
+            if self.max_length is not None:
+                raise ValueError(f"dataset.max_length={self.max_length} would teach task generate that texts end where "
+                                 "they were cut; leave it out, and set task.window")
             fitted = None if state is None else state["fitted"]
             return {"frontend": self.frontend, **self.input_spec(fitted), "tokenizer": fitted and fitted["tokenizer"]}
         return super().spec(state, task)
@@ -111,7 +119,12 @@ class Text(Records):
         return self.text
 
     def find(self, path: str) -> list[Source]:
-        return files.resolve(path, suffixes=files.LINES if self.whole_files else self.suffixes)
+        found = files.resolve(path, suffixes=TXT if self.whole_files else self.suffixes)
+        for source in found if self.whole_files else ():
+            if files.suffix(source.uri) not in files.LINES:
+                raise ValueError(f"{source.uri}: dataset.whole_files reads text files, {', '.join(files.LINES)}; leave "
+                                 "it out for tables")
+        return found
 
     def raw_rows(self, sources: Sequence[Source]) -> ray.data.Dataset:
         if not self.whole_files:
@@ -152,10 +165,17 @@ class Text(Records):
             for place, text in enumerate(texts):
                 if not text:
                     bad.setdefault(rows[place], (column, "no text" if text is None else "empty"))
+            for place, text in enumerate(texts):
+                if isinstance(text, str) and len(text) > LONG:
+                    found = [made.encode(piece, add_special_tokens=False).ids for piece in PIECES_OF_LONG.findall(text)]
+                    tokens[place].append(list(itertools.chain(*found)))
+                    texts[place] = None
             for start in range(0, len(rows), SLICE):
                 some = [text or ([] if words else "") for text in texts[start:start + SLICE]]
                 encode = made.encode_batch if words else made.encode_batch_fast       # the latter knows of no words
                 for place, encoded in enumerate(encode(some, is_pretokenized=words, add_special_tokens=False), start):
+                    if texts[place] is None and tokens[place]:      # a long one
+                        continue
                     tokens[place].append(encoded.ids)
                     if words:
                         steps[place], raw[place] = _first_tokens(encoded.word_ids), len(some[place - start])
@@ -196,21 +216,26 @@ class Text(Records):
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
         """Rows of files; what names none and looks like none is itself a text."""
         if _names_a_file(source, self.suffixes):
-            yield from super().raw_tables(source)
+            for one in self.find(source) if self.whole_files else ():
+                yield from files.read_blocks(one.uri, self.input_columns(), lenient=True, whole=True)
+            if not self.whole_files:
+                yield from super().raw_tables(source)
         elif len(self.text) > 1:
             raise ValueError(f"{source!r}: this model reads two texts ({', '.join(self.text)}); give a file with both")
         else:
             yield pa.table({self.text[0]: [source], "__file": ["text"], "__row": [1], "__bad": pa.nulls(1, files.BAD)})
 
     def _texts(self, table: pa.Table, column: str, rows: Sequence[int]) -> list[Any]:
-        """The texts of these rows without blanks at their ends; with step_labels the words of each; None without."""
+        """The texts of these rows, without blanks at their ends unless they are whole files; with step_labels the words
+        of each; None without."""
         kind, values = table.schema.field(column).type, table[column].to_pylist()
         words = self.told.step_labels is not None
         if _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_null(kind.value_type)):
             lists = [values[i] and [(word or "").strip() for word in values[i]] for i in rows]
             return lists if words else [one and " ".join(filter(None, one)) for one in lists]
         if _is_text(kind) or pa.types.is_null(kind):
-            return [values[i] and (values[i].split() if words else values[i].strip()) for i in rows]
+            return [values[i] and (values[i].split() if words else values[i] if self.whole_files else values[i].strip())
+                    for i in rows]
         raise ValueError(f"{table['__file'][0].as_py()}: column {column!r} holds {kind}, not text; name another "
                          "column in dataset.text")
 

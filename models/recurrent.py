@@ -80,8 +80,10 @@ class Recurrent(Family):
             y (B, T, size), anything finite in padded steps; the states after the last valid steps, each (L, B, H).
         """
         if self.kernel.mode == "LSTM" and x.device.type == "cpu" and not cpu_has_bf16():
+            kind = self.kernel.weight_ih_l0.dtype
+            assert isinstance(kind, torch.dtype)
             with torch.autocast("cpu", enabled=False):      # under autocast torch would call a kernel that fails here
-                return self._scan(x.to(hx[0].dtype), lengths, hx)
+                return self._scan(x.to(kind), lengths, tuple(h.to(kind) for h in hx))
         return self._scan(x, lengths, hx)
 
     def _scan(self, x: Tensor, lengths: Tensor | None, hx: States) -> tuple[Tensor, States]:

@@ -85,10 +85,11 @@ def chrf() -> CorpusScore:
     return CorpusScore(CHRF())
 
 
-def characters(tokenizer: str) -> list[float]:
+def characters(tokenizer: str) -> list[float] | None:
     """The characters that each token of a tokenizer (its JSON) stands for; of tokens of bytes, those that begin in it.
 
-    Special tokens stand for none, but an unknown one for a character.
+    Special tokens stand for none, but an unknown one for a character. None where blanks are not told as they stand in
+    the text (of words and their pieces), so that these would not add up.
     """
     import tokenizers
 
@@ -97,8 +98,10 @@ def characters(tokenizer: str) -> list[float]:
     if isinstance(made.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):     # a letter stands for a byte
         inner = set(map(_letter_of_byte, range(0x80, 0xC0)))                    # of UTF-8: no character's first
         sizes = [float(sum(letter not in inner for letter in piece)) for piece in pieces]
-    else:
+    elif isinstance(made.pre_tokenizer, tokenizers.pre_tokenizers.Split):
         sizes = [float(len(piece)) for piece in pieces]
+    else:
+        return None
     return [0.0, 1.0, 0.0, 0.0, *sizes[END + 1:]]
 
 

@@ -173,7 +173,7 @@ def translations(experiment: Experiment, prepared: Prepared, run: Storage, file:
     for batch in batches:
         with torch.inference_mode():
             found = model.task.decode(model, batch)
-            seen: Batch = replace(batch, targets={"target": torch.tensor(found).reshape(1, -1)})
+            seen: Batch = replace(batch, targets={"target": torch.tensor(found, dtype=torch.int64)})
             attention = model.task.scores(model, seen)[1][0].float().numpy()                  # (U + 1, S)
         drawn.append((batch, found[0], attention))
     heights = [1.4 + 0.17 * len(attention) for _, _, attention in drawn]

@@ -85,7 +85,8 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     if kind == "generate":
         table = _continued_texts(told, str(source), continuing or Continuing())
         if output is None:
-            for text in table["text"].to_pylist():
+            _say_skipped(table["skipped"].to_pylist())
+            for text in pc.drop_null(table["text"]).to_pylist():
                 print(text, end="\n" if len(table) == 1 else "\n\n")
             return None
     elif kind == "forecast":
@@ -95,12 +96,7 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
         if not tables:
             raise ValueError(f"{source} holds no rows")
         table = pa.concat_tables(tables, promote_options="default")
-    skipped = 0
-    if "skipped" in table.column_names:
-        skipped = table.num_rows - table["skipped"].null_count
-        if skipped:
-            first = pc.drop_null(table["skipped"])[0].as_py()
-            print(f"{skipped:,} of {table.num_rows:,} rows were skipped (the first: {first})", file=sys.stderr)
+    skipped = _say_skipped(table["skipped"].to_pylist()) if "skipped" in table.column_names else 0
     if output is None:
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
         return None
@@ -110,6 +106,14 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     else:
         pq.write_table(table, sink)
     return {"rows": table.num_rows, "skipped": skipped, "output": _write(str(output), sink.getvalue())}
+
+
+def _say_skipped(why: list[str | None]) -> int:
+    """How many rows were skipped, which is said with the first reason; `why` has None for those that were not."""
+    told = [reason for reason in why if reason is not None]
+    if told:
+        print(f"{len(told):,} of {len(why):,} rows were skipped (the first: {told[0]})", file=sys.stderr)
+    return len(told)
 
 
 def _write(output: str, data: bytes) -> str:
@@ -134,29 +138,34 @@ def _continued_texts(told: Bundle, source: str, how: Continuing) -> pa.Table:
         found = np.concatenate([np.tile(start, (how.samples, 1)), _go_on(told, start, number, how)], 1)
         rows += [{**place, "sample": i + 1, "text": text, "skipped": None}
                  for i, text in enumerate(writer(found.tolist()))]
+    if not rows:
+        raise ValueError(f"{source} holds no rows")
     kinds = {"file": pa.string(), "row": pa.int64(), "sample": pa.int64(), "text": pa.string(), "skipped": pa.string()}
     return pa.Table.from_pylist(rows, pa.schema(list(kinds.items())))
 
 
 def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> dict[str, Any]:
-    """A MIDI file for each sample: `output` itself, or where there are several, with the numbers of row and sample."""
+    """A MIDI file for each sample: `output`, or where there are several, with the numbers of piece and sample in it."""
     from datasets.music import NOTES, notes_of
     from workflows import midi
     from workflows.experiment import dataset_of, load
 
     dataset: Any = dataset_of(load(told.experiment))
+    if how.sampling.top_p < 1:
+        raise ValueError("--top-p is for tokens; of notes, each is drawn by itself: use --top-k, as many as may sound")
     prompts = list(_prompts(told, source))
-    usable = [(number, row, steps) for number, (_, row, steps, why) in enumerate(prompts) if why is None]
+    usable = [(number, steps) for number, (_, _, steps, why) in enumerate(prompts) if why is None]
     if not usable:
         raise ValueError(f"{source} holds no piece that can be used" + (f": {prompts[0][3]}" if prompts else ""))
+    skipped = _say_skipped([why for _, _, _, why in prompts])
     several, stem, written = len(usable) * how.samples > 1, output.removesuffix(".mid"), []
-    for number, row, steps in usable:
+    for number, steps in usable:
         start = steps.reshape(-1, NOTES)[:how.prompt].astype(np.float32)
         for sample, more in enumerate(_go_on(told, start, number, how), 1):
             data = midi.write(list(notes_of(np.concatenate([start, more]))),
                               quarters=dataset.quarters)
-            written.append(_write(f"{stem}-{row}-{sample}.mid" if several else output, data))
-    return {"rows": len(prompts), "skipped": len(prompts) - len(usable), "output": written}
+            written.append(_write(f"{stem}-{number + 1}-{sample}.mid" if several else output, data))
+    return {"rows": len(prompts), "skipped": skipped, "output": written}
 
 
 def _prompts(told: Bundle, source: str) -> Iterator[tuple[str, int, Any, str | None]]:

@@ -88,9 +88,10 @@ class Data:
                                  "a lower dataset.max_seconds, which sets long ones aside")
         rows = settings.batch_size
         if not training:                                # no gradients are kept: more rows fit, but not any number
-            rows = min(EVALUATION_ROWS * self.workers.world, EVALUATION_TIMES * rows)
+            most = EVALUATION_ROWS * (self.workers.world if view.follows is None else 1)    # lanes are those of one
+            rows = min(most, EVALUATION_TIMES * rows)
         return Plan(view.rows, _sizes(view), rows, settings.seed, self.storing.shuffle_bytes, training, tokens,
-                    view.lengths, getattr(view, "follows", None))
+                    view.lengths, view.follows)
 
     def _budget(self) -> int | None:
         """Most steps in a global batch, in steps of the stored rows."""

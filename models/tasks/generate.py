@@ -27,8 +27,8 @@ class Generate(Task):
     """A linear layer on every step tells the next one: one token of V, or which of V notes sound, each by itself.
 
     Metrics: ``loss``, the negative log likelihood of a step in nats (of music that of all its notes together). Of text
-    also ``perplexity``, its exponential, and ``bits_per_character``, the sum over all tokens and ends of texts by the
-    characters that they stand for.
+    also ``perplexity``, its exponential, and for bytes, byte pairs and characters ``bits_per_character``: the sum over
+    all tokens and ends of texts by the characters that they stand for.
     """
 
     primary = "loss"
@@ -51,8 +51,8 @@ class Generate(Task):
         if self.music:
             nn.init.constant_(self.head.bias, SILENT)
         self.writer = None if self.music or spec["tokenizer"] is None else Writer(spec["tokenizer"])
-        sizes = [0.0] if self.music or spec["tokenizer"] is None else characters(spec["tokenizer"])
-        self.register_buffer("characters", torch.tensor(sizes), persistent=False)
+        sizes = None if self.music or spec["tokenizer"] is None else characters(spec["tokenizer"])
+        self.register_buffer("characters", None if sizes is None else torch.tensor(sizes), persistent=False)
 
     def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
         """(B, T, V) in at least fp32, before the softmax over tokens, or the sigmoid of each note."""
@@ -69,8 +69,7 @@ class Generate(Task):
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         sums = {"loss": mean(self._loss(model, batch), self.weight(batch))}
-        if not self.music:
-            assert isinstance(self.characters, Tensor)
+        if isinstance(self.characters, Tensor):
             told = batch.targets["next"]
             written = (self.characters[told] * self._mask(batch)).sum(1)
             sums["characters"] = mean((written * batch.weights).sum(), batch.weights.sum())
@@ -78,8 +77,9 @@ class Generate(Task):
 
     def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         found = super().result({"loss": sums["loss"]})
-        if "characters" in sums:
+        if not self.music:
             found["perplexity"] = math.exp(min(found["loss"], 700.0))
+        if "characters" in sums:
             found["bits_per_character"] = float(sums["loss"][0] / sums["characters"][0] / math.log(2))
         return found
 
@@ -146,7 +146,7 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, dropout: float
         window: steps that are read at a time. rnn, lstm and gru go on from where the window before left their state,
             through which no gradient goes back (truncated back-propagation through time); a batch has
             training.batch_size lanes, each a place in the documents. The transformer sees one window only. null reads
-            whole texts and pieces.
+            whole texts and pieces; of the transformer, `predict` then reads all again for each step that it adds.
 
     Raises:
         ValueError: an option is out of its range, or the encoder sees later steps.

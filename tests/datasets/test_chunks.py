@@ -51,7 +51,8 @@ def test_chunks_tell_every_step_once_and_in_order(window, ends, shards):
         own = [100 * r + i for i in range(n)]
         stream = own if ends is None else [BEGIN, *own, END]
         assert read.get(r, []) == stream[:-1] and told.get(r, []) == stream[1:]
-    if window is None:
+    if window in (None, 50):                                        # as good as whole rows
+        assert view.follows is None
         assert view.lengths.tolist() == [len(told[r]) for r in sorted(told)]
 
 

@@ -37,11 +37,17 @@ def test_a_piece_is_a_roll_of_the_notes_that_sound():
 @pytest.mark.parametrize(("piece", "why"), [
     (None, "no value"), ([], "less than two steps"), ([[60]], "less than two steps"),
     ([[60], [109]], "step 2: 109.0 is no note from 21 to 108"), ([[20], [60]], "step 1: 20.0 is no note"),
-    ([[60.5], [60]], "60.5 is no note"), ([[None], [60]], "None is no note")])
+    ([[60.5], [60]], "60.5 is no note"), ([[None], [60]], "None is no note"),
+    ([[float("nan")], [60]], "nan is no note"), ([[float("inf")], [60]], "inf is no note")])
 def test_what_is_no_music_is_set_aside(piece, why):
     columns, bad = encode([piece, [[60.0], [62.0]]])
     assert list(bad) == [0] and bad[0][0] == "notes" and why in bad[0][1]
     assert columns["length"].to_pylist() == [0, 2]
+
+
+def test_names_of_notes_are_set_aside_with_their_piece():
+    _, bad = encode([[["C4"], ["60"]], [["D4"], ["E4"]]])
+    assert bad[0] == ("notes", "step 1: 'C4' is no note from 21 to 108") and len(bad) == 2
 
 
 def test_a_column_of_something_else_is_an_error():

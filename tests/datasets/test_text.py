@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -366,9 +367,9 @@ def test_a_whole_file_is_cut_by_characters_into_splits(tmp_path, encoded):
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text("z" * 50)
     found = texts_by_split(encoded(whole(tmp_path, split={"validation": 0.1, "test": 0.05})))
-    assert found["train"] == [text[:850].strip(), "z" * 42]
-    assert found["validation"] == [text[850:950].strip(), "z" * 5]
-    assert found["test"] == [text[950:].strip(), "z" * 3]
+    assert found["train"] == [text[:850], "z" * 42]
+    assert found["validation"] == [text[850:950], "z" * 5]
+    assert found["test"] == [text[950:], "z" * 3]
 
 
 def test_whole_files_of_each_split_are_rows_as_they_are(tmp_path, encoded):
@@ -377,8 +378,8 @@ def test_whole_files_of_each_split_are_rows_as_they_are(tmp_path, encoded):
     made = datasets.build("text", path={n: f"{tmp_path}/{n}.txt" for n in ("train", "test")}, tokenizer="character",
                           whole_files=True, split={"validation": 0.4})
     found = texts_by_split(encoded(made))
-    assert found["test"] == ["abc\n\ncba abcabcabcabc"]
-    assert found["train"] == ["abc\n\ncba abca"] and found["validation"] == ["bcabcabc"]
+    assert found["test"] == ["abc\n\ncba abcabcabcabc\n"]
+    assert found["train"] == ["abc\n\ncba abca"] and found["validation"] == ["bcabcabc\n"]
 
 
 def test_whole_files_have_no_columns_and_are_utf8(tmp_path, encoded):
@@ -400,5 +401,42 @@ def test_a_shared_vocabulary_is_learnt_from_both_texts(tmp_path, encoded):
     assert texts == ["abc", "xyz"]
     spec = made.spec(None, {"target": "target"})
     assert spec["shared"] and spec["tokens"] == spec["vocabulary"]
+    with pytest.raises(ValueError, match=r"dataset\.target; name its column"):
+        datasets.build("text", path="", target_tokenizer="shared")
+    with pytest.raises(ValueError, match=r"dataset\.target_lowercase is dataset\.lowercase"):
+        datasets.build("text", path="", target="b", target_tokenizer="shared", target_lowercase=True)
     with pytest.raises(ValueError, match=r"target_tokenizer=shared: the input of dataset\.kind='audio'"):
         datasets.build("audio", path="", target="text", target_tokenizer="shared")
+
+
+def test_a_long_text_is_tokenized_in_pieces_as_it_is_whole(tmp_path, encoded, monkeypatch):
+    text = "the cat sat on a mat, and so did I. " * 40
+    (tmp_path / "a.txt").write_text(text)
+    for kind in ("character", "bpe"):
+        made = datasets.build("text", path=str(tmp_path / "a.txt"), tokenizer=kind, vocabulary=300, whole_files=True)
+        whole_one = encoded(made).parts["train"][0]["tokens"]
+        with monkeypatch.context() as patched:
+            patched.setattr("datasets.text.LONG", 100)
+            patched.setattr("datasets.text.PIECES_OF_LONG", re.compile(r"(?s).{1,100}(?!\S)|.{1,100}"))
+            again = datasets.build("text", path=str(tmp_path / "a.txt"), tokenizer=kind, vocabulary=300,
+                                   whole_files=True)
+            assert encoded(again).parts["train"][0]["tokens"] == whole_one
+
+
+def test_a_prompt_is_read_as_a_whole_file_was(tmp_path, encoded):
+    (tmp_path / "a.txt").write_text("ab\n\ncd\n")
+    made = whole(tmp_path / "a.txt")
+    state = encoded(made).state
+    decode = load(state["fitted"]["tokenizer"]).decode
+    assert [decode(tokens) for _, tokens, _ in request(made, state, tmp_path / "a.txt")] == ["ab\n\ncd\n"]
+    assert [decode(tokens) for _, tokens, _ in request(made, state, "ab\n")] == ["ab\n"]
+    (tmp_path / "b.csv").write_text("text\nab\n")
+    with pytest.raises(ValueError, match=r"b\.csv: dataset\.whole_files reads text files"):
+        whole(tmp_path / "b.csv").sources()
+
+
+def test_texts_to_go_on_with_are_single_and_whole(tmp_path):
+    two = datasets.build("text", path="", text=["a", "b"])
+    assert "tokens" not in two.offers
+    with pytest.raises(ValueError, match=r"dataset\.max_length=5 would teach"):
+        datasets.build("text", path="", max_length=5).spec(None, {"target": "tokens"})

@@ -86,14 +86,22 @@ def test_perplexity_and_bits_per_character():
     assert found["bits_per_character"] == pytest.approx(found["loss"] * 24 / 23 / math.log(2))
 
 
-@pytest.mark.parametrize("kind", ["bpe", "byte", "character", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "byte", "character"])
 def test_the_characters_of_tokens_add_up_to_those_of_the_text(kind):
     text = "über den Straßen – 漢字 and 😀 words"
     told = Vocabulary(kind, 400 if kind == "bpe" else 260).learn(iter([[text] * 3]))
     import tokenizers
     ids = tokenizers.Tokenizer.from_str(told["tokenizer"]).encode(text, add_special_tokens=False).ids
-    extra = 1 if kind == "unigram" else 0                           # it puts a blank before the first word
-    assert sum(characters(told["tokenizer"])[i] for i in ids) == len(text) + extra
+    assert sum(characters(told["tokenizer"])[i] for i in ids) == len(text)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "word"])
+def test_tokens_without_their_blanks_have_no_bits_per_character(kind):
+    told = Vocabulary(kind, 60).learn(iter([["a few words of a text"] * 3]))
+    assert characters(told["tokenizer"]) is None
+    model = make(spec={"frontend": "tokens", "vocabulary": told["vocabulary"], "tokenizer": told["tokenizer"]})
+    found = model.task.result(model.task.metrics(model, batch(stream() % 4 + 4)))
+    assert set(found) == {"loss", "perplexity"}
 
 
 @pytest.mark.parametrize("family", RECURRENT)

@@ -96,6 +96,16 @@ def test_a_beam_search_gives_the_same_in_any_batch(family):
     assert greedy != together                                       # or the search would not show
 
 
+def test_an_lstm_trains_under_autocast_where_the_cpu_has_no_bf16(monkeypatch):
+    monkeypatch.setattr("models.recurrent.cpu_has_bf16", lambda: False)
+    model, data = make("lstm", decoder_layers=2).float().train(), batch()
+    data.weights = data.weights.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model(data)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_a_shared_vocabulary_has_one_table_of_vectors():
     shared = make(spec={**SPEC, "shared": True})
     apart = make()
