@@ -441,13 +441,16 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
     import torch
 
     import models
+    from models import tasks
 
     try:
         storing_of(experiment)
         dataset = dataset_of(experiment)
-        if not dataset.offers:
+        reads = tasks.module(experiment.task["kind"]).READS
+        if not set(dataset.offers) - {"tokens", "notes"} and not set(dataset.offers) & set(reads):
             raise ValueError("the dataset says nothing of what to predict; name a column in dataset.label (one class a "
-                             "row), dataset.labels (several), dataset.step_labels (a class a step) or dataset.numbers")
+                             "row), dataset.labels (several), dataset.step_labels (a class a step), dataset.numbers or "
+                             "dataset.target (a text)")
         spec = dataset.spec(None, task_of(experiment, dataset))
         with torch.device("meta"):
             models.build(spec, experiment.model, experiment.task)
