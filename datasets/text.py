@@ -119,8 +119,11 @@ class Text(Records):
         return self.text
 
     def find(self, path: str) -> list[Source]:
-        found = files.resolve(path, suffixes=TXT if self.whole_files else self.suffixes)
-        for source in found if self.whole_files else ():
+        return files.resolve(path, suffixes=TXT if self.whole_files else self.suffixes)
+
+    def listed(self) -> list[tuple[Source, str]]:
+        found = super().listed()
+        for source, _ in found if self.whole_files else ():
             if files.suffix(source.uri) not in files.LINES:
                 raise ValueError(f"{source.uri}: dataset.whole_files reads text files, {', '.join(files.LINES)}; leave "
                                  "it out for tables")
@@ -216,10 +219,9 @@ class Text(Records):
     def raw_tables(self, source: str) -> Iterator[pa.Table]:
         """Rows of files; what names none and looks like none is itself a text."""
         if _names_a_file(source, self.suffixes):
-            for one in self.find(source) if self.whole_files else ():
-                yield from files.read_blocks(one.uri, self.input_columns(), lenient=True, whole=True)
-            if not self.whole_files:
-                yield from super().raw_tables(source)
+            for one in self.find(source):
+                whole = self.whole_files and files.suffix(one.uri) in files.LINES
+                yield from files.read_blocks(one.uri, self.input_columns(), lenient=True, whole=whole)
         elif len(self.text) > 1:
             raise ValueError(f"{source!r}: this model reads two texts ({', '.join(self.text)}); give a file with both")
         else:
