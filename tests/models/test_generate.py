@@ -74,13 +74,15 @@ def test_of_music_a_step_has_the_likelihood_of_all_its_notes():
     loss, weight = model(data)
     assert loss.item() == pytest.approx((each[0].sum() + each[1, :3].sum()).item(), rel=1e-12)
     assert weight.item() == 9
-    assert list(model.task.result(model.task.metrics(model, data))) == ["loss"]
+    with torch.no_grad():
+        assert list(model.task.result(model.task.metrics(model, data))) == ["loss"]
 
 
 def test_perplexity_and_bits_per_character():
     model, tokens = make(), stream()
     tokens[0, -1], tokens[1, 3] = END, 1                            # an end is no character, an unknown token is one
-    sums = model.task.metrics(model, batch(tokens, weights=[1.0, 1.0, 0.0]))
+    with torch.no_grad():
+        sums = model.task.metrics(model, batch(tokens, weights=[1.0, 1.0, 0.0]))
     found = model.task.result(sums)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_character"] == pytest.approx(found["loss"] * 24 / 23 / math.log(2))
@@ -100,7 +102,8 @@ def test_tokens_without_their_blanks_have_no_bits_per_character(kind):
     told = Vocabulary(kind, 60).learn(iter([["a few words of a text"] * 3]))
     assert characters(told["tokenizer"]) is None
     model = make(spec={"frontend": "tokens", "vocabulary": told["vocabulary"], "tokenizer": told["tokenizer"]})
-    found = model.task.result(model.task.metrics(model, batch(stream() % 4 + 4)))
+    with torch.no_grad():
+        found = model.task.result(model.task.metrics(model, batch(stream() % 4 + 4)))
     assert set(found) == {"loss", "perplexity"}
 
 
