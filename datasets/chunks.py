@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datasets.views import Fields, Ids, Runs, flat_of, offsets_of
+from datasets.views import Fields, Ids, Runs, flat_of, offsets_of, per_shard
 
 if TYPE_CHECKING:
     from datasets.prepare import Part
@@ -52,9 +52,7 @@ class ChunkView:
 
     @cached_property
     def rows(self) -> Ids:
-        counts = np.zeros(len(self.part.shards), np.int64)
-        np.add.at(counts, self.part.shard_of, self.count)
-        return counts
+        return per_shard(self.part, self.count)
 
     @cached_property
     def whole(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets.chunks import ChunkView
-from datasets.records import Bad, Options, Records, State, list_array, part_of
+from datasets.records import Bad, Options, Records, State, is_list, list_array, part_of
 
 if TYPE_CHECKING:
     from datasets.prepare import Prepared
@@ -58,7 +58,7 @@ class Music(Records):
         kind = column.type
         if pa.types.is_null(kind):
             column = column.cast(pa.list_(pa.list_(pa.int64())))
-        elif not (_is_list(kind) and (pa.types.is_null(kind.value_type) or _is_list(kind.value_type))):
+        elif not (is_list(kind) and (pa.types.is_null(kind.value_type) or is_list(kind.value_type))):
             raise ValueError(f"{table['__file'][0].as_py()}: column {self.notes!r} holds {kind}, not a list over time "
                              "of lists of notes; name another column in dataset.notes")
         rolls = [_roll(piece, rows[i], self.notes, bad) for i, piece in enumerate(column.to_pylist())]
@@ -98,10 +98,6 @@ def _roll(piece: Any, row: int, column: str, bad: Bad) -> np.ndarray[Any, np.dty
                 return np.zeros((0, NOTES), np.int8)
             roll[number, int(note) - LOWEST] = 1
     return roll
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def notes_of(roll: np.ndarray[Any, Any]) -> Iterator[list[int]]:

@@ -63,8 +63,8 @@ class Options:
         numbers: the columns of numbers to predict (task regress).
         target: the column of the text to make of each row (tasks transcribe and translate).
         target_tokenizer: what a token of that text is: bpe, unigram, word, character or byte (see the tokenizer of
-            text); the vocabulary is learnt from the training rows. Of text also shared: the
-            vocabulary of the input (tokenizer, vocabulary, ...), then learnt from both texts, serves both.
+            text); the vocabulary is learnt from the training rows. Of text also shared: the vocabulary of the
+            input (tokenizer, vocabulary, ...), then learnt from both texts, serves both.
         target_vocabulary: most tokens in it, 4 special ones included; byte always has 260. Not for shared.
         target_lowercase: whether its capital letters are made small; metrics then compare small letters.
         target_ngrams: how many tokens in a row the training rows' texts are counted by, for a language model that a
@@ -752,6 +752,11 @@ def _indices(names: Names | None, column: str, index: Mapping[str, Mapping[str, 
     return None if row in bad else [x for x in found if x is not None]
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists, of one size or of any."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def list_array(flat: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
     """Lists of these lengths, one after the other in `flat`."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -801,7 +806,7 @@ def _name(value: Any) -> str | None:
 def _several(table: pa.Table, name: str) -> list[Names | None]:
     """Lists of names: a list, or a text of names with blanks between; None where there is nothing."""
     kind = table.schema.field(name).type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         if pa.types.is_nested(kind.value_type) or pa.types.is_binary(kind.value_type):
             raise _wrong_type(table, name, "lists of names or numbers")
         return [None if value is None else [_name(x) for x in value] for value in table[name].to_pylist()]

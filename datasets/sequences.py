@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datasets.records import Bad, Options, Records, State, list_array, moments, tally_moments
+from datasets.records import Bad, Options, Records, State, is_list, list_array, moments, tally_moments
 
 Scale = Literal["standard", "none"]
 
@@ -91,9 +91,9 @@ class _Frames:
         kind = column.type
         if pa.types.is_null(kind):
             column, kind = column.cast(pa.list_(pa.float64())), pa.list_(pa.float64())
-        deep = _is_list(kind) and _is_list(kind.value_type)
-        number = kind.value_type.value_type if deep else kind.value_type if _is_list(kind) else kind
-        if not _is_list(kind) or not (pa.types.is_floating(number) or pa.types.is_integer(number)
+        deep = is_list(kind) and is_list(kind.value_type)
+        number = kind.value_type.value_type if deep else kind.value_type if is_list(kind) else kind
+        if not is_list(kind) or not (pa.types.is_floating(number) or pa.types.is_integer(number)
                                       or pa.types.is_null(number)):
             raise ValueError(f"{table['__file'][0].as_py()}: column {name!r} holds {kind}, not a list over time of "
                              "lists of channels; name another column in dataset.values")
@@ -126,7 +126,3 @@ class _Frames:
             bad.setdefault(self.rows[i], (self.name, "a missing, infinite or too large number"))
             use[i] = False
         return flat[use[row]], np.where(use, self.steps, 0)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

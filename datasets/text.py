@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 from numpy.typing import NDArray
 
 from datasets import files
@@ -168,23 +169,20 @@ class Text(Records):
             for place, text in enumerate(texts):
                 if not text:
                     bad.setdefault(rows[place], (column, "no text" if text is None else "empty"))
-            for place, text in enumerate(texts):
-                if isinstance(text, str) and len(text) > LONG:
-                    found = [made.encode(piece, add_special_tokens=False).ids for piece in PIECES_OF_LONG.findall(text)]
-                    tokens[place].append(list(itertools.chain(*found)))
-                    texts[place] = None
             for start in range(0, len(rows), SLICE):
-                some = [text or ([] if words else "") for text in texts[start:start + SLICE]]
-                encode = made.encode_batch if words else made.encode_batch_fast       # the latter knows of no words
-                for place, encoded in enumerate(encode(some, is_pretokenized=words, add_special_tokens=False), start):
-                    if texts[place] is None and tokens[place]:      # a long one
-                        continue
-                    tokens[place].append(encoded.ids)
-                    if words:
+                some: list[Any] = [text or ([] if words else "") for text in texts[start:start + SLICE]]
+                if words:
+                    for place, encoded in enumerate(made.encode_batch(some, is_pretokenized=True,
+                                                                      add_special_tokens=False), start):
+                        tokens[place].append(encoded.ids)
                         steps[place], raw[place] = _first_tokens(encoded.word_ids), len(some[place - start])
                         if len(set(encoded.word_ids)) < raw[place]:
                             bad.setdefault(rows[place], (column, "a word without a token in it"))
-                    if not encoded.ids:
+                else:
+                    for place, ids in enumerate(_ids(made, some), start):
+                        tokens[place].append(ids)
+                for place in range(start, start + len(some)):
+                    if not tokens[place][-1]:
                         bad.setdefault(rows[place], (column, "no token in it"))
         lists = [_joined(one, self.max_length) for one in tokens]
         whole = sum(len(part) for one in tokens for part in one) + len(rows) * (len(self.text) - 1)
@@ -274,6 +272,17 @@ def _names_a_file(source: str, suffixes: Sequence[str]) -> bool:
         return Path(source).exists()
     except OSError:                                                 # longer than a name can be
         return False
+
+
+def _ids(made: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text; of long ones piece by piece, as the tokenizer takes some 300 bytes a character."""
+    short = [text if len(text) <= LONG else "" for text in texts]
+    out = [one.ids for one in made.encode_batch_fast(short, add_special_tokens=False)]      # which knows of no words
+    for place, text in enumerate(texts):
+        if len(text) > LONG:
+            out[place] = [token for piece in PIECES_OF_LONG.findall(text)
+                          for token in made.encode(piece, add_special_tokens=False).ids]
+    return out
 
 
 def _joined(parts: list[list[int]], most: int | None) -> list[int]:

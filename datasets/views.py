@@ -96,9 +96,7 @@ class WindowView:
 
     @cached_property
     def rows(self) -> Ids:
-        counts = np.zeros(len(self.part.shards), np.int64)
-        np.add.at(counts, self.part.shard_of, self.starts[1])
-        return counts
+        return per_shard(self.part, self.starts[1])
 
     @cached_property
     def before(self) -> Ids:
@@ -159,6 +157,13 @@ class WindowReader:
         count = max(0, (self.flat.size - width) // self.view.channels + 1)
         runs = np.lib.stride_tricks.as_strided(self.flat, (count, width), (one, self.flat.itemsize), writeable=False)
         return runs[start].reshape(-1, steps, self.view.channels)
+
+
+def per_shard(part: Part, counts: Ids) -> Ids:
+    """(S,) the sum over each shard's stored rows of counts (stored rows,)."""
+    out = np.zeros(len(part.shards), np.int64)
+    np.add.at(out, part.shard_of, counts)
+    return out
 
 
 def windows(state: Mapping[str, Any], split: str, lookback: int, horizon: int, *, stride: int = 1) -> tuple[Ids, Ids]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families import Family, State, padding_mask
-from models.families.transformer import Block, Positions, Rotation, initialise, rotate, waves
+from models.families.transformer import Block, Positions, Rotation, initialise, placed, rotate, waves
 
 
 class Decoder(nn.Module):
@@ -131,19 +131,7 @@ class AttendingBlock(nn.Module):
             (B, U, H); past, U steps longer; the attention to the memory, (B, U, S), the mean over heads.
         """
         block = self.block
-        drop = block.dropout if self.training else 0.0
-        q, k, v = block.heads_of(block.query_key_value(block.attention_norm(x)), 3)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        past = torch.cat([past, torch.stack((k, v), 1)], 3)
-        k, v = past.unbind(1)
-        steps = x.shape[1]
-        mask = None
-        if 1 < steps < k.shape[2]:
-            mask = torch.ones(steps, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - steps)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=steps == k.shape[2] and steps > 1,
-                                           dropout_p=block.attention_dropout if self.training else 0.0)
-        x = x + F.dropout(block.attention_out(a.transpose(1, 2).flatten(2)), drop)
+        x, k, v = block.attend(x, None, rotation, past)
         q, = block.heads_of(self.query(self.memory_norm(x)), 1)
         if rotation is not None:
             q = rotate(q, rotation)
@@ -151,8 +139,8 @@ class AttendingBlock(nn.Module):
         scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])                              # (B, N, U, S)
         attention = (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
         seen = F.dropout(attention, block.attention_dropout, self.training) @ values
-        x = x + F.dropout(self.memory_out(seen.transpose(1, 2).flatten(2)), drop)
-        return block.feed_forward(x, drop), past, attention.mean(1)
+        x = x + block.dropped(self.memory_out(seen.transpose(1, 2).flatten(2)))
+        return block.feed_forward(x), torch.stack((k, v), 1), attention.mean(1)
 
 
 class AttendingTransformer(Decoder):
@@ -191,16 +179,11 @@ class AttendingTransformer(Decoder):
 
     def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
         x = self.project(x).to(self.project.weight.dtype)
-        before = state["past"].shape[4]
-        width = self.size // self.heads if self.positions == "rotary" else self.size
-        cos, sin = (wave[before:] for wave in waves(x, width, steps=before + x.shape[1]))
-        if self.positions == "sinusoidal":
-            x = x + torch.stack((sin, cos), dim=-1).flatten(1).to(x.dtype)
+        x, rotation = placed(x, self.positions, self.size // self.heads, start=state["past"].shape[4])
         allowed = ~memory["padding"][:, None, None] if "padding" in memory else None
         pasts = []
         for number, block in enumerate(self.blocks):
             keys, values = memory["keys_values"][:, number].unbind(1)
-            x, past, attention = block(x, state["past"][:, number], (keys, values, allowed),
-                                       (cos, sin) if self.positions == "rotary" else None)
+            x, past, attention = block(x, state["past"][:, number], (keys, values, allowed), rotation)
             pasts.append(past)
         return self.norm(x), {"past": torch.stack(pasts, 1)}, attention

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from rapidfuzz.distance import Levenshtein
-from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
 
 PADDING, UNKNOWN, BEGIN, END = 0, 1, 2, 3       # ids of every vocabulary
 LOST = "\ufffd"                                 # is written for an unknown token
@@ -27,7 +30,7 @@ class Writer:
         self.unknown = self.tokenizer.id_to_token(UNKNOWN) or ""
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids: unknown tokens as LOST, other special ones not at all."""
+        """The text of each row of ids: unknown tokens as LOST, other special ones and padding (-1) not at all."""
         kept = [[token for token in row if token == UNKNOWN or token > END] for row in rows]
         texts = self.tokenizer.decode_batch(kept, skip_special_tokens=False)
         return [text.replace(self.unknown, LOST) if UNKNOWN in row else text
@@ -39,6 +42,12 @@ class Writer:
         raw = [self.tokenizer.id_to_token(token) or "" for token in row]
         return [self([[token]])[0].replace(" ", "\u2423").replace("\n", "\u21b5") or name
                 for token, name in zip(row, raw, strict=True)]
+
+
+def padded(rows: Sequence[list[int]]) -> Tensor:
+    """Rows of ids as one tensor, the shorter ones padded with -1; at least one wide."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
 
 
 def errors(truth: Sequence[str], written: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -77,11 +86,13 @@ class CorpusScore:
 
 def bleu() -> CorpusScore:
     """Papineni et al. (2002), with sacrebleu's own tokens."""
+    from sacrebleu.metrics.bleu import BLEU
     return CorpusScore(BLEU(force=True))
 
 
 def chrf() -> CorpusScore:
     """Popovic (2015)."""
+    from sacrebleu.metrics.chrf import CHRF
     return CorpusScore(CHRF())
 
 

@@ -441,13 +441,14 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
     import torch
 
     import models
+    from datasets.records import Records
     from models import tasks
 
     try:
         storing_of(experiment)
         dataset = dataset_of(experiment)
         reads = tasks.module(experiment.task["kind"]).READS
-        if not set(dataset.offers) - {"tokens", "notes"} and not set(dataset.offers) & set(reads):
+        if isinstance(dataset, Records) and not dataset.told.offers and not set(dataset.offers) & set(reads):
             raise ValueError("the dataset says nothing of what to predict; name a column in dataset.label (one class a "
                              "row), dataset.labels (several), dataset.step_labels (a class a step), dataset.numbers or "
                              "dataset.target (a text)")

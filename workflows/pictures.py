@@ -184,8 +184,8 @@ def translations(experiment: Experiment, prepared: Prepared, run: Storage, file:
             names = reader.pieces(batch.inputs["tokens"][0].tolist())
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(tokens) + 1), [*model.task.writer.pieces(tokens), "(end)"], fontsize=7)
-        right = model.task.write(batch.targets["target"].tolist())[0]
-        axis.set_title(f"{split}, right: {right}\nwritten: {model.task.write([tokens])[0]}", fontsize=8, loc="left")
+        right = model.task.writer(batch.targets["target"].tolist())[0]
+        axis.set_title(f"{split}, right: {right}\nwritten: {model.task.writer([tokens])[0]}", fontsize=8, loc="left")
     figure.savefig(file)
 
 

@@ -84,11 +84,6 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
         return _written_music(told, str(source), str(output), continuing or Continuing())
     if kind == "generate":
         table = _continued_texts(told, str(source), continuing or Continuing())
-        if output is None:
-            _say_skipped(table["skipped"].to_pylist())
-            for text in pc.drop_null(table["text"]).to_pylist():
-                print(text, end="\n" if len(table) == 1 else "\n\n")
-            return None
     elif kind == "forecast":
         table = forecast(told, str(source))
     else:
@@ -97,6 +92,10 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
             raise ValueError(f"{source} holds no rows")
         table = pa.concat_tables(tables, promote_options="default")
     skipped = _say_skipped(table["skipped"].to_pylist()) if "skipped" in table.column_names else 0
+    if output is None and kind == "generate":
+        for text in pc.drop_null(table["text"]).to_pylist():
+            print(text, end="\n" if len(table) == 1 else "\n\n")
+        return None
     if output is None:
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
         return None
@@ -129,15 +128,14 @@ def _continued_texts(told: Bundle, source: str, how: Continuing) -> pa.Table:
     from datasets.vocabulary import BEGIN
     rows: list[dict[str, Any]] = []
     writer: Any = told.model.task.writer
-    for number, (file, row, steps, why) in enumerate(_prompts(told, source)):
+    for number, (file, row, steps, why) in enumerate(_prompts(told, _dataset(told), source)):
         place = {"file": file, "row": row}
         if why is not None:
             rows.append({**place, "sample": None, "text": None, "skipped": why})
             continue
         start = np.concatenate([[BEGIN], steps[:how.prompt]]).astype(np.int32)
-        found = np.concatenate([np.tile(start, (how.samples, 1)), _go_on(told, start, number, how)], 1)
         rows += [{**place, "sample": i + 1, "text": text, "skipped": None}
-                 for i, text in enumerate(writer(found.tolist()))]
+                 for i, text in enumerate(writer(_go_on(told, start, number, how).tolist()))]
     if not rows:
         raise ValueError(f"{source} holds no rows")
     kinds = {"file": pa.string(), "row": pa.int64(), "sample": pa.int64(), "text": pa.string(), "skipped": pa.string()}
@@ -148,12 +146,11 @@ def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> d
     """A MIDI file for each sample: `output`, or where there are several, with the numbers of piece and sample in it."""
     from datasets.music import NOTES, notes_of
     from workflows import midi
-    from workflows.experiment import dataset_of, load
 
-    dataset: Any = dataset_of(load(told.experiment))
+    dataset = _dataset(told)
     if how.sampling.top_p < 1:
         raise ValueError("--top-p is for tokens; of notes, each is drawn by itself: use --top-k, as many as may sound")
-    prompts = list(_prompts(told, source))
+    prompts = list(_prompts(told, dataset, source))
     usable = [(number, steps) for number, (_, _, steps, why) in enumerate(prompts) if why is None]
     if not usable:
         raise ValueError(f"{source} holds no piece that can be used" + (f": {prompts[0][3]}" if prompts else ""))
@@ -161,18 +158,20 @@ def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> d
     several, stem, written = len(usable) * how.samples > 1, output.removesuffix(".mid"), []
     for number, steps in usable:
         start = steps.reshape(-1, NOTES)[:how.prompt].astype(np.float32)
-        for sample, more in enumerate(_go_on(told, start, number, how), 1):
-            data = midi.write(list(notes_of(np.concatenate([start, more]))),
-                              quarters=dataset.quarters)
+        for sample, roll in enumerate(_go_on(told, start, number, how), 1):
+            data = midi.write(list(notes_of(roll)), quarters=dataset.quarters)
             written.append(_write(f"{stem}-{number + 1}-{sample}.mid" if several else output, data))
     return {"rows": len(prompts), "skipped": skipped, "output": written}
 
 
-def _prompts(told: Bundle, source: str) -> Iterator[tuple[str, int, Any, str | None]]:
-    """(file, row, the numbers of its steps, why it cannot be used) of each row of a source; "" is an empty text."""
+def _dataset(told: Bundle) -> Any:
+    """The dataset that a bundle was trained on."""
     from workflows.experiment import dataset_of, load
+    return dataset_of(load(told.experiment))
 
-    dataset: Any = dataset_of(load(told.experiment))
+
+def _prompts(told: Bundle, dataset: Any, source: str) -> Iterator[tuple[str, int, Any, str | None]]:
+    """(file, row, the numbers of its steps, why it cannot be used) of each row of a source; "" is an empty text."""
     if not source and "notes" not in told.spec:
         yield "text", 1, np.zeros(0, np.int32), None
         return
@@ -184,7 +183,7 @@ def _prompts(told: Bundle, source: str) -> Iterator[tuple[str, int, Any, str | N
 
 
 def _go_on(told: Bundle, start: Any, number: int, how: Continuing) -> Any:
-    """(samples, steps, ...) what is drawn to follow the steps of `start`, prompt `number` of the source."""
+    """(samples, steps, ...) the steps of `start`, prompt `number` of the source, and what was drawn to follow them."""
     import torch
 
     model: Any = told.model
@@ -192,8 +191,9 @@ def _go_on(told: Bundle, start: Any, number: int, how: Continuing) -> Any:
     if steps.is_floating_point():
         steps = steps.to(next(model.parameters()).dtype)
     with torch.inference_mode():
-        return model.task.go_on(model, steps, how.length, sampling=how.sampling,
-                                keys=how.sampling.keys(number, how.samples)).numpy()
+        more = model.task.go_on(model, steps, how.length, sampling=how.sampling,
+                                keys=how.sampling.keys(number, how.samples))
+        return torch.cat([steps, more], 1).numpy()
 
 
 def records(told: Bundle, source: str) -> Iterator[pa.Table]:

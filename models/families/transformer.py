@@ -95,23 +95,39 @@ class Block(nn.Module):
         Returns:
             (B, T, H).
         """
-        drop = self.dropout if self.training else 0.0
+        return self.feed_forward(self.attend(x, keys, rotation)[0])
+
+    def attend(self, x: Tensor, keys: Tensor | None, rotation: Rotation | None,
+               past: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half; of a causal block also after `past`, the keys and values (B, 2, N, P, K) of P steps before.
+
+        Returns:
+            (B, T, H); keys and values of all steps so far, (B, N, P + T, K) each.
+        """
         q, k, v = self.heads_of(self.query_key_value(self.attention_norm(x)), 3)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, is_causal=self.causal,
+        steps, before = x.shape[1], 0
+        if past is not None:
+            k, v, before = torch.cat([past[:, 0], k], 2), torch.cat([past[:, 1], v], 2), past.shape[3]
+        if self.causal and before and steps > 1:
+            keys = torch.ones(steps, before + steps, dtype=torch.bool, device=x.device).tril(before)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, is_causal=self.causal and not before,
                                            dropout_p=self.attention_dropout if self.training else 0.0)
         a = a.transpose(1, 2).flatten(2)                                                    # (B, N, T, K) -> (B, T, H)
-        return self.feed_forward(x + F.dropout(self.attention_out(a), drop), drop)
+        return x + self.dropped(self.attention_out(a)), k, v
 
     def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, T, parts * H) as that many tensors (B, N, T, K)."""
         return x.reshape(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
-    def feed_forward(self, x: Tensor, drop: float) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         """The second half, of x (B, T, H)."""
-        f = self.feedforward_out(F.gelu(self.feedforward_in(self.feedforward_norm(x))))     # (B, T, G) inside
-        return x + F.dropout(f, drop)
+        return x + self.dropped(self.feedforward_out(F.gelu(self.feedforward_in(self.feedforward_norm(x)))))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """A sublayer's output as training sees it."""
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Transformer(Family):
@@ -135,12 +151,7 @@ class Transformer(Family):
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
         x = self.project(x).to(self.project.weight.dtype)   # under autocast the residual sum keeps full precision
-        rotation = None
-        if self.positions == "rotary":
-            rotation = waves(x, self.head_size)
-        else:
-            cos, sin = waves(x, self.size)
-            x = x + torch.stack((sin, cos), dim=-1).flatten(1).to(x.dtype)
+        x, rotation = placed(x, self.positions, self.head_size)
         # Padding is on the right, so that causal attention never reaches it from a valid step: no mask, fused kernel.
         keys = None if padding is None or self.causal else ~padding[:, None, None]
         for block in self.blocks:
@@ -159,10 +170,19 @@ def initialise(stack: nn.Module, *, sublayers: int) -> None:
                 nn.init.xavier_uniform_(matrix, gain=sublayers ** -0.5 if "_out" in name else 1.0)
 
 
-def waves(x: Tensor, width: int, *, steps: int | None = None) -> Rotation:
-    """cos and sin of t / 10000^(2i / width) for pairs i and T steps t, those of x (B, T, ...): each (T, width / 2)."""
+def placed(x: Tensor, positions: Positions, head_size: int, start: int = 0) -> tuple[Tensor, Rotation | None]:
+    """x (B, T, H), whose first step is step `start`, with its places told: by waves in it, or a rotation beside it."""
+    if positions == "rotary":
+        return x, waves(x, head_size, start=start)
+    cos, sin = waves(x, x.shape[2], start=start)
+    return x + torch.stack((sin, cos), dim=-1).flatten(1).to(x.dtype), None
+
+
+def waves(x: Tensor, width: int, *, start: int = 0) -> Rotation:
+    """cos and sin of t / 10000^(2i / width) for pairs i and the T steps t from `start` on that x (B, T, ...) has: each
+    (T, width / 2)."""
     precise = torch.promote_types(x.dtype, torch.float32)   # bfloat16 cannot tell step 257 from 256
-    places = torch.arange(x.shape[1] if steps is None else steps, device=x.device, dtype=precise)
+    places = torch.arange(start, start + x.shape[1], device=x.device, dtype=precise)
     speeds = 10000 ** (-torch.arange(0, width, 2, device=x.device, dtype=precise) / width)
     angles = torch.outer(places, speeds)
     return angles.cos(), angles.sin()

@@ -14,7 +14,7 @@ from models.batch import Batch
 from models.ngrams import NGrams
 from models.options import check_least, check_share
 from models.sequence import Columns, Encoded, SequenceModel, Sums, Task, full, mean
-from models.writing import Writer, errors
+from models.writing import Writer, errors, padded
 
 READS = ("target",)
 
@@ -68,7 +68,7 @@ class Transcribe(Task):
         scores, encoded = self.scores(model, batch)
         total, fits = self._losses(scores, encoded, batch)
         rows = [i for i, weight in enumerate(batch.weights.tolist()) if weight]
-        truth = [[token for token in row if token >= 0] for row in batch.targets["target"].tolist()]
+        truth = batch.targets["target"].tolist()
         found = self.decode(scores, encoded.lengths)
         assert self.writer is not None
         words, characters = errors(self.writer([truth[i] for i in rows]), self.writer([found[i] for i in rows]))
@@ -80,14 +80,12 @@ class Transcribe(Task):
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """tokens (B, U), padded with -1."""
         scores, encoded = self.scores(model, batch)
-        found = self.decode(scores, encoded.lengths)
-        width = max(1, *map(len, found))
-        return {"tokens": torch.tensor([row + [-1] * (width - len(row)) for row in found])}
+        return {"tokens": padded(self.decode(scores, encoded.lengths))}
 
     def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
         """text."""
         assert self.writer is not None
-        return {"text": self.writer([[token for token in row if token >= 0] for row in found["tokens"].tolist()])}
+        return {"text": self.writer(found["tokens"].tolist())}
 
     def decode(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
         """The tokens of each row, from log probabilities (B, T, V); without a beam search where it has to be quick."""

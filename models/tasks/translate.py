@@ -15,7 +15,7 @@ from models.batch import Batch
 from models.families import State
 from models.options import check_least, check_share
 from models.sequence import Columns, SequenceModel, Sums, Task, full, mean
-from models.writing import BEGIN, END, PADDING, UNKNOWN, Writer, bleu, chrf
+from models.writing import BEGIN, END, PADDING, UNKNOWN, Writer, bleu, chrf, padded
 
 READS = ("target",)
 NONE = -1                   # padding of targets
@@ -87,8 +87,9 @@ class Translate(Task):
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         scores, _ = self.scores(model, batch)
         rows = [i for i, weight in enumerate(batch.weights.tolist()) if weight]
-        right = self.write([row for i, row in enumerate(batch.targets["target"].tolist()) if i in rows])
-        written = self.write(self.decode(model, batch))
+        assert self.writer is not None
+        right = self.writer([row for i, row in enumerate(batch.targets["target"].tolist()) if i in rows])
+        written = self.writer(self.decode(model, batch))
         written = [written[i] for i in rows]
         device = scores.device
         return {"loss": mean(self._loss(scores, batch, 0.0), self.weight(batch)),
@@ -102,18 +103,12 @@ class Translate(Task):
 
     def predict(self, model: SequenceModel, batch: Batch) -> dict[str, Tensor]:
         """tokens (B, U), padded with -1."""
-        found = self.decode(model, batch)
-        width = max(1, *map(len, found))
-        return {"tokens": torch.tensor([row + [NONE] * (width - len(row)) for row in found])}
+        return {"tokens": padded(self.decode(model, batch))}
 
     def written(self, found: Mapping[str, Tensor], names: Sequence[str], steps: Sequence[Sequence[int]]) -> Columns:
         """text."""
-        return {"text": self.write(found["tokens"].tolist())}
-
-    def write(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of tokens; padding is left out."""
         assert self.writer is not None
-        return self.writer([[token for token in row if token != NONE] for row in rows])
+        return {"text": self.writer(found["tokens"].tolist())}
 
     def decode(self, model: SequenceModel, batch: Batch) -> list[list[int]]:
         """The tokens of each row, by a beam search; without one where it has to be quick."""

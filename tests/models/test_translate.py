@@ -57,8 +57,8 @@ def test_metrics_of_two_batches_are_those_of_sacrebleu_on_all_texts():
     with torch.no_grad():
         sums = [model.task.metrics(model, batch(rows)) for rows in ([0, 1], [2, 3])]
         found = model.task.result({k: sums[0][k] + sums[1][k] for k in sums[0]})
-        texts = model.task.write(model.task.decode(model, batch()))
-    right = model.task.write(TEXTS)
+        texts = model.task.writer(model.task.decode(model, batch()))
+    right = model.task.writer(TEXTS)
     assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, [right]).score)
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(texts, [right]).score)
     assert found["perplexity"] == pytest.approx(torch.tensor(found["loss"]).exp().item())
@@ -152,4 +152,4 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_unknown_tokens_are_seen_in_what_is_written():
-    assert make().task.write([[5, 1, 6, -1]])[0].count("�") == 1
+    assert make().task.writer([[5, 1, 6, -1]])[0].count("�") == 1
