@@ -89,25 +89,15 @@ def decisions(arrays: dict[str, Any], classes: list[str], split: str, file: Path
     figure.savefig(file)
 
 
-def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path, *, count: int = 3) -> None:
-    """History, truth and forecast of `count` windows spread over the last split, in raw units, with the interval."""
+def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
+    """History, truth and forecast of some windows of the last split, in raw units, with the interval."""
     import torch
 
-    from models.batch import Batch
-    from workflows import bundle
-
-    split = "test" if "test" in prepared.state["series"][0]["bounds"] else "validation"
-    view: Any = dataset_of(experiment).view(prepared, split, experiment.task)
-    ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))
-    figure, axes = _figure(9, 2.6 * len(ids), rows=len(ids))
+    model, split, batches = _some_rows(experiment, prepared, run)
+    figure, axes = _figure(9, 2.6 * len(batches), rows=len(batches))
     levels = sorted(experiment.task["quantiles"])
     interval = f"{100 * (levels[-1] - levels[0]):.0f} % interval"
-    model = bundle.load(run, "bundle").model
-    for number, (axis, fields) in enumerate(zip(axes, _rows(view, prepared, ids), strict=True)):
-        fields = {k: {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in v.items()} for k, v in fields.items()}
-        dtype = next(model.parameters()).dtype
-        batch = Batch({k: v.to(dtype) for k, v in fields["inputs"].items()}, fields["lengths"], fields["targets"],
-                      torch.ones(1), torch.from_numpy(ids[:1]))
+    for number, (axis, batch) in enumerate(zip(axes, batches, strict=True)):
         with torch.inference_mode():
             out = model.task.predict(model, batch)["quantiles"][0].float().numpy()             # (Z, N, Q)
         target = 0
@@ -197,7 +187,8 @@ def _some_rows(experiment: Experiment, prepared: Prepared, run: Storage, *,
     from models.batch import Batch
     from workflows import bundle
 
-    split = "test" if "test" in prepared.parts else "validation"
+    there = prepared.parts if "series" not in prepared.state else prepared.state["series"][0]["bounds"]
+    split = "test" if "test" in there else "validation"
     dataset: Any = dataset_of(experiment)
     view = dataset.view(prepared, split, task_of(experiment, dataset))
     ids = np.unique(np.linspace(0, int(view.rows.sum()) - 1, count).astype(np.int64))

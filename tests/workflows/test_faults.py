@@ -97,46 +97,25 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, t
         assert steps == sorted(set(steps))                      # replayed steps are recorded once
 
 
-def test_a_killed_driver_is_resumed_to_the_same_weights(tmp_path):
-    whole = finish(start(tmp_path), tmp_path)
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    process = start(broken)
-    wait_for_checkpoint(broken, 20)
-    process.kill()
-    process.wait()
-    result = finish(start(broken, "--resume"), broken)
-    assert weights(result) == weights(whole)
-    assert len(list(broken.glob("runs/demand-*"))) == 1
-    for steps in points(broken, result).values():
-        assert steps == sorted(set(steps))
-
-
 STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state
 
 
-def test_a_killed_stateful_run_is_resumed_to_the_same_weights(tmp_path):
-    whole = finish(start(tmp_path, *STATEFUL), tmp_path)
+@pytest.mark.parametrize(("more", "step", "name"), [([], 20, "demand"), (STATEFUL, 100, "chorales")],
+                         ids=["windows", "stateful"])
+def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, tmp_path):
+    whole = finish(start(tmp_path, *more), tmp_path)
     broken = tmp_path / "broken"
     broken.mkdir()
-    process = start(broken, *STATEFUL)
-    wait_for_checkpoint(broken, 100)
+    process = start(broken, *more)
+    wait_for_checkpoint(broken, step)
     process.kill()
     process.wait()
     assert not list(broken.glob("runs/*/result.json"))              # or nothing was interrupted
-    result = finish(start(broken, *STATEFUL, "--resume"), broken)
+    result = finish(start(broken, *more, "--resume"), broken)
     assert weights(result) == weights(whole)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(900)
-def test_a_killed_worker_of_a_stateful_run_is_replaced_and_the_weights_are_the_same(tmp_path):
-    folders = [tmp_path / "whole", tmp_path / "broken"]
-    for folder in folders:
-        folder.mkdir()
-    whole = finish(start(folders[0], *STATEFUL, "workers.count=2"), folders[0])
-    broken = killed_worker_run(start(folders[1], *STATEFUL, "workers.count=2"), folders[1], 2)
-    assert weights(broken) == weights(whole)
+    assert len(list(broken.glob(f"runs/{name}-*"))) == 1
+    for steps in points(broken, result).values():
+        assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -152,10 +131,13 @@ def test_ctrl_c_stops_and_says_how_to_resume(tmp_path, count):
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_three_workers_one_killed_end_in_the_same_weights(tmp_path):
+@pytest.mark.parametrize(("begin", "count", "more"), [
+    (lambda folder, *more: start_with_cpus(folder, 3, *more), 3, []), (start, 2, STATEFUL)],
+    ids=["windows", "stateful"])
+def test_workers_one_killed_end_in_the_same_weights(begin, count, more, tmp_path):
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
         folder.mkdir()
-    whole = finish(start_with_cpus(folders[0], 3, "workers.count=3"), folders[0])
-    broken = killed_worker_run(start_with_cpus(folders[1], 3, "workers.count=3"), folders[1], 3)
+    whole = finish(begin(folders[0], *more, f"workers.count={count}"), folders[0])
+    broken = killed_worker_run(begin(folders[1], *more, f"workers.count={count}"), folders[1], count)
     assert weights(broken) == weights(whole)
