@@ -48,7 +48,7 @@ def _fail_by(error: Exception, verbose: bool) -> None:
         _fail(mask(str(error)), 2)
     if kind == "Interrupted":
         _fail(str(error), 130)
-    if kind == "Diverged":
+    if kind in ("Diverged", "NothingFound"):
         _fail(str(error), 1)
     _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)
 
@@ -79,15 +79,33 @@ def _split(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
     return (files[0] if files else None), [w for w in words if w not in files]
 
 
+RESUME = click.option("--resume", is_flag=False, flag_value="latest", default=None, metavar="[RUN]",
+                      help="Continue one that was stopped: its name or folder, or without one the newest unfinished one "
+                      "of this experiment.")
+
+
+def _with_resume(words: tuple[str, ...], resume: str | None) -> tuple[str | None, list[str], str | None]:
+    """The experiment, if one is named, the overrides, and what to resume."""
+    if resume is not None and ("=" in resume or resume.endswith((".yaml", ".yml"))):     # --resume took the next word
+        words, resume = (resume, *words), "latest"
+    return (*_split(words), resume)
+
+
 @EXPERIMENT
-@click.option("--resume", is_flag=False, flag_value="latest", default=None, metavar="[RUN]",
-              help="Continue a run: its name or folder, or without one the newest unfinished run of this experiment.")
+@RESUME
 def train(words: tuple[str, ...], resume: str | None, verbose: bool) -> dict[str, Any]:
     """Train a model, and leave a bundle, pictures and an MLflow run."""
     from workflows.train import train as run
-    if resume is not None and ("=" in resume or resume.endswith((".yaml", ".yml"))):     # --resume took the next word
-        words, resume = (resume, *words), "latest"
-    experiment, overrides = _split(words)
+    experiment, overrides, resume = _with_resume(words, resume)
+    return run(experiment, overrides=overrides, resume=resume, verbose=verbose)
+
+
+@EXPERIMENT
+@RESUME
+def search(words: tuple[str, ...], resume: str | None, verbose: bool) -> dict[str, Any]:
+    """Search hyperparameters as the experiment's section `search` says, and leave the best bundle and a report."""
+    from workflows.search import search as run
+    experiment, overrides, resume = _with_resume(words, resume)
     return run(experiment, overrides=overrides, resume=resume, verbose=verbose)
 
 
@@ -158,6 +176,7 @@ for _name, _function, _example in (
     ("prepare", prepare, "python -m workflows prepare workflows/experiments/etth1.yaml"),
     ("evaluate", evaluate, "python -m workflows evaluate runs/RUN/bundle --split test --json"),
     ("predict", predict, "python -m workflows predict runs/RUN/bundle new.csv -o forecast.csv"),
+    ("search", search, "python -m workflows search workflows/experiments/etth1.yaml search.trials=24"),
     ("compare", compare, "python -m workflows compare workflows/experiments/demand.yaml"),
     ("schema", schema, "python -m workflows schema > experiment.schema.json"),
 ):

@@ -15,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from datasets.prepare import Prepared
+    from workflows.tuner import Ledger, Record
 
 
 class Console:
@@ -101,6 +102,52 @@ class Console:
         """How exactly metrics are computed, where their library says so."""
         for name, signature in told.items():
             self.say(f"{name}: {signature}")
+
+    def trial(self, record: Record, ledger: Ledger, *, primary: str, maximise: bool, total: int | None) -> None:
+        """A trial of a search that moved on, or ended: a line when it has ended."""
+        from workflows.space import described
+        from workflows.tuner import ranked
+
+        own = [r for r in ledger.records if r.study == record.study and r.phase == "search"]
+        best = ranked((r for r in own if r.over), maximise=maximise)
+        if not record.over:
+            return
+        name = f"{record.study + ' ' if record.study else ''}{'final' if record.phase == 'final' else 'trial'}"
+        of = f"/{total}" if total else ""
+        reached = "-" if record.best is None else f"{record.best:.4g}"
+        mark = "  best" if best and best[0] is record else ""
+        if record.status == "failed":
+            self.say(f"{name} {record.number + 1}{of}  failed: {record.reason.splitlines()[0][:200]}  "
+                     f"{described(record.settings)}")
+            return
+        stopped = " stopped" if record.status == "stopped" else ""
+        self.say(f"{name} {record.number + 1}{of}  {primary} {reached}  {len(record.history)} epochs{stopped}  "
+                 f"{record.seconds:.1f} s  {described(record.settings)}{mark}")
+
+    def leaderboard(self, records: list[Record], *, primary: str, maximise: bool, most: int = 10) -> None:
+        """The best trials of a search, and why others failed."""
+        from workflows.tuner import ranked
+
+        best = ranked(records, maximise=maximise)
+        keys = list(dict.fromkeys(key for r in records for key in r.settings))
+        made = Table(box=None, pad_edge=False)
+        for heading in ("trial", primary, "epochs", "seconds", *(k.rpartition(".")[2] for k in keys)):
+            made.add_column(heading, justify="right", no_wrap=True)
+        for r in best[:most]:
+            made.add_row(str(r.number + 1), f"{r.best:.4g}", f"{len(r.history)}{'' if r.status == 'finished' else ' (stopped)'}",
+                         f"{r.seconds:.1f}", *(str(r.settings.get(k, "")) for k in keys))
+        self.rich.print(made)
+        failed = [r for r in records if r.status == "failed"]
+        for r in failed[:most]:
+            self.say(f"trial {r.number + 1} failed: {r.reason}")
+
+    def found(self, result: dict[str, Any]) -> None:
+        """What a search leaves."""
+        self.say(f"\nthe best trial, {result['best']['number'] + 1}:")
+        self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
+        self.signatures(result["signatures"])
+        self.say(f"report: {result['report']}\nbundle: {result['bundle']}\n"
+                 f"MLflow run: {result['run_id'] or 'not delivered yet'}")
 
     def _end_bar(self) -> None:
         if self.bar is not None:

@@ -14,14 +14,14 @@ import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from workflows.settings import Quarantine, Storing, Tracking, Training, Workers
+from workflows.settings import Quarantine, Search, Storing, Tracking, Training, Workers
 from workflows.tracking import without_secrets
 
 if typing.TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Experiment:
     quarantine: Quarantine = field(default_factory=Quarantine)
     storage: str = "runs"
     tracking: Tracking = field(default_factory=Tracking)
+    search: Search = field(default_factory=Search)
     source: str = ""                      # the file it was read from, for messages
     overrides: tuple[str, ...] = field(default=(), compare=False)       # what changed it, for messages
 
@@ -52,6 +53,8 @@ class Experiment:
         """What it says, as nested plain values; user names, passwords and keys in URIs are left out."""
         told = asdict(self)
         del told["source"], told["overrides"]
+        if self.search == Search():                  # of no meaning to a single run
+            del told["search"]
         public: dict[str, Any] = _each_text(told, without_secrets)
         return public
 
@@ -73,11 +76,7 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: list[s
     Raises:
         ValueError: every mistake, a line each: key, value, file, what is allowed, and the nearest known name.
     """
-    where, told = _read(source)
-    for override in overrides or []:
-        _override(told, override)
-        _drop_for_families(told, override.partition("=")[0].strip())
-    told = _expand(told, where)
+    where, told = read(source, overrides)
     problems: list[str] = []
     chosen = _sections(told, problems)
     if problems:
@@ -88,6 +87,20 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: list[s
         raise ValueError(f"{where}: {error}") from None
     _check_combinations(made, where)
     return made
+
+
+def read(source: str | Path | Mapping[str, Any] | None = None,
+         overrides: list[str] | None = None) -> tuple[str, dict[str, Any]]:
+    """Where it was read from, and what an experiment says before it is checked: overrides and variables put in.
+
+    Raises:
+        ValueError: no such file, no mapping, or an override that is none.
+    """
+    where, told = _read(source)
+    for override in overrides or []:
+        _override(told, override)
+        _drop_for_families(told, override.partition("=")[0].strip())
+    return where, _expand(told, where)
 
 
 def dataset_of(experiment: Experiment) -> RawDataset:
@@ -163,12 +176,13 @@ def model_of(name: str, *builders: Callable[..., Any]) -> type[BaseModel]:
         hints, said = typing.get_type_hints(builder), documentation(builder)
         if inspect.isclass(builder):
             hints = typing.get_type_hints(builder.__init__) | hints
+        made = {f.name: f.default_factory for f in fields(builder)} if is_dataclass(builder) else {}
         for parameter in _options(builder):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            if default.__class__.__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
-                default = None
-            options[parameter.name] = (hints[parameter.name],
-                                       Field(default=default, description=said.get(parameter.name)))
+            first = made.get(parameter.name, MISSING)
+            options[parameter.name] = (hints[parameter.name], Field(
+                **({"default": default} if first is MISSING else {"default_factory": first}),
+                description=said.get(parameter.name)))
     return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **options)
 
 
@@ -179,7 +193,8 @@ def dataset_kinds() -> list[str]:
 
 
 HANDED_ON = {"input_size", "spec", "encoder", "told"}
-SETTINGS: dict[str, Any] = {"training": Training, "workers": Workers, "quarantine": Quarantine, "tracking": Tracking}
+SETTINGS: dict[str, Any] = {"training": Training, "workers": Workers, "quarantine": Quarantine, "tracking": Tracking,
+                            "search": Search}
 
 
 def _options(builder: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -264,6 +279,8 @@ def _copy(value: Any) -> Any:
 def _override(told: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
+    if parts[0] == "search" and len(parts) > 3 and parts[1] in ("space", "across"):     # what follows is itself a key
+        parts[2:] = [".".join(parts[2:])]
     if not equals or not all(parts):
         raise ValueError(f"{text!r} is no override; write section.key=value, such as model.family=lstm")
     try:
@@ -423,6 +440,8 @@ def _unknown_choice(key: str, value: Any, known: list[str]) -> str:
 
 def _type_name(kind: Any) -> str:
     """A type in words."""
+    if kind is Any:
+        return "anything"
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in args)
@@ -485,6 +504,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two plain experiments, where it runs (workers, tracking, storage) aside."""
     there, here = dict(flatten(before)), dict(flatten(now))
-    free = ("workers.", "tracking.", "storage")              # where it runs may change, what it computes may not
+    free = ("workers.", "tracking.", "storage", "search.")   # where it runs may change, what it computes may not
     return [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in sorted(there.keys() | here.keys())
             if there.get(k) != here.get(k) and not k.startswith(free)]

@@ -182,10 +182,10 @@ def rate(training: Training, done: float, scale: float = 1.0) -> float:
     return training.learning_rate * warm * scale
 
 
-def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Training, steps: Steps, *,
-        rows: int, expected_checksum: int, workers: Workers, progress: Progress, hooks: Hooks,
-        validate: Callable[[], dict[str, float]]) -> Progress:
-    """Train from `progress` to the last epoch, or until patience runs out.
+def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Training, steps: Steps, *,
+           rows: int, expected_checksum: int, workers: Workers, progress: Progress, hooks: Hooks,
+           validate: Callable[[], dict[str, float]]) -> Iterator[dict[str, float]]:
+    """Train from `progress` to the last epoch, or until patience runs out; the metrics of each epoch, as it ends.
 
     Args:
         model: on the workers' device.
@@ -194,7 +194,7 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         steps: the plan's steps, for this worker.
         rows: of the training split, and `expected_checksum` over their ids: each epoch is held against both.
         workers: all of them.
-        progress: where to begin.
+        progress: where to begin; it moves on.
         hooks: what to call on the way.
         validate: gives the reduced metrics of the validation split.
 
@@ -202,8 +202,8 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         Diverged: the gradient is not finite; no later checkpoint was saved.
         Stopped: `hooks.stop` said so.
     """
-    if progress.epoch >= training.epochs or _out_of_patience(training, progress):
-        return progress
+    if over(training, progress):
+        return
     wrapped, device = workers.wrap(model), workers.device
     meter = _Meter(workers)
     model.train()
@@ -235,7 +235,9 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
             hooks.log({"train/learning_rate": now, "train/gradient_norm": float(norm)} | meter.since(), progress.step)
         if ends_epoch:
             _end_epoch(model, training, progress, meter, workers, hooks, validate, rows, expected_checksum)
-            if _out_of_patience(training, progress):
+            yield progress.history[-1]
+            meter.restart()                          # whoever asked for the epoch may have taken their time
+            if over(training, progress):
                 break
         elif saves or stops:
             meter.total(progress)
@@ -245,7 +247,6 @@ def fit(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Traini
         step = following
     if not workers.agree(model):
         raise RuntimeError("workers hold different parameters at the end: gradients were not synchronised")
-    return progress
 
 
 @dataclass
@@ -257,32 +258,39 @@ class Evaluation:
 
 
 def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, precision: str = "fp32",
-             baselines: bool = False, fitted: Iterable[Baseline] = (), quick: bool = False) -> Evaluation:
+             baselines: bool = False, fitted: Iterable[Baseline] = (), quick: bool = False,
+             each: Callable[[dict[str, Sums]], None] | None = None) -> Evaluation:
     """Metrics over all steps and workers, of the model, and of the task's baselines where asked for.
 
-    Quick ones are for watching a training: the task decodes in its cheapest way.
+    Quick ones are for watching a training: the task decodes in its cheapest way. `each` takes this worker's sums of
+    every step, by method.
     """
     totals: dict[str, Sums] = {}
 
-    def add(method: str, sums: Sums) -> None:
-        into = totals.setdefault(method, {})
+    def add(into: dict[str, Sums], method: str, sums: Sums) -> None:
+        own = into.setdefault(method, {})
         for name, value in sums.items():
-            into[name] = into[name] + value.double() if name in into else value.double()
+            own[name] = own[name] + value.double() if name in own else value.double()
 
     carried, model.carried = model.carried, Carried()       # a training's states wait; these lanes are others
     model.eval()
     model.task.quick = quick
     with torch.inference_mode():
         for step in steps:
+            here: dict[str, Sums] = {}
             for batch in step.micro:
                 batch = batch.to(workers.device)
                 with autocast(precision, workers.device):
-                    add("model", model.task.metrics(model, batch))
+                    add(here, "model", model.task.metrics(model, batch))
                 if baselines:
                     for method, sums in model.task.baselines(batch).items():
-                        add(method, sums)
+                        add(here, method, sums)
                     for method_ in fitted:
-                        add(method_.name, method_.metrics(batch))
+                        add(here, method_.name, method_.metrics(batch))
+            for method, sums in here.items():
+                add(totals, method, sums)
+            if each is not None:
+                each(here)
     model.train()
     model.carried = carried
     reduced = {method: _reduced(into, workers) for method, into in totals.items()}
@@ -370,11 +378,11 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
     progress.epoch_loss = progress.epoch_weight = 0.0
     hooks.save(progress, better)
     hooks.epoch(metrics, progress)
-    meter.restart()
 
 
-def _out_of_patience(training: Training, progress: Progress) -> bool:
-    return bool(training.patience) and progress.stale >= training.patience
+def over(training: Training, progress: Progress) -> bool:
+    """Whether nothing is left to train: all epochs are done, or patience has run out."""
+    return progress.epoch >= training.epochs or (bool(training.patience) and progress.stale >= training.patience)
 
 
 def _next(moving: Iterator[Step], meter: _Meter) -> Step | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,68 @@ class Workers:
                 raise ValueError(f"workers.{key}={getattr(self, key)} is too small; use at least {low}")
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"workers.cpus={self.cpus} is too small; use at least 1, or null")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How ``search`` looks for good settings, and how ``compare`` does so for each family.
+
+    Attributes:
+        space: keys of the experiment -> where their values come from: {loguniform: [1.0e-4, 1.0e-2]},
+            {uniform: [0, 1]}, {int: [1, 4]}, {logint: [16, 256]} or {choice: [a, b]}; beside it,
+            `when: {model.family: transformer}` sets a key only where others have these values.
+        start: settings that are tried first, each a mapping of keys of the space to values.
+        trials: how many; null: as many as end within `seconds`.
+        seconds: that trials may take together, by the clock; null: no such limit.
+        searcher: tpe (tree-structured Parzen estimator, Bergstra et al. 2011), random, or grid (every combination of
+            choices).
+        scheduler: asha (asynchronous successive halving, Li et al. 2020), median (stops what is worse than the median
+            of the others so far), pbt (population-based training, Jaderberg et al. 2017: the worst trials go on from
+            the best ones' weights, with other settings) or none.
+        grace: epochs that a trial is given before asha or median may stop it; of pbt, epochs between two exchanges.
+        reduction: of asha: the best one of so many trials goes on at each stage, which is so many times longer.
+        concurrent: trials at a time; null: as many as the CPUs and GPUs are enough for.
+        keep: best trials whose weights are kept.
+        seed: of what is tried.
+        register_as: name of a model in MLflow's registry, of which the best trial becomes a version, with the alias
+            champion; null: none.
+        seeds: trainings of each family's best settings by ``compare``, each with another training.seed.
+        across: one key of the experiment -> values, such as {dataset.length: [50, 100, 200]}: ``compare`` trains the
+            best settings at each of them, too.
+    """
+
+    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    start: list[dict[str, Any]] = field(default_factory=list)
+    trials: int | None = 16
+    seconds: float | None = None
+    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
+    grace: int = 1
+    reduction: int = 3
+    concurrent: int | None = None
+    keep: int = 3
+    seed: int = 0
+    register_as: str | None = None
+    seeds: int = 5
+    across: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least = {"trials": 1, "grace": 1, "reduction": 2, "concurrent": 1, "keep": 1, "seed": 0, "seeds": 1}
+        for key, low in at_least.items():
+            if getattr(self, key) is not None and not getattr(self, key) >= low:
+                raise ValueError(f"search.{key}={getattr(self, key)} is too small; use at least {low}")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise ValueError(f"search.seconds={self.seconds} is out of range; use more than 0, or null for no limit")
+        if self.trials is None and self.seconds is None and self.searcher != "grid":
+            raise ValueError("search.trials=null and search.seconds=null leave the search without an end; give one")
+        if self.scheduler == "pbt" and (self.trials is None or self.trials < 4 or self.concurrent is not None):
+            raise ValueError("search.scheduler=pbt exchanges weights among all of its trials: give search.trials of at "
+                             f"least 4, not {self.trials}, and leave search.concurrent out")
+        if len(self.across) > 1 or not all(self.across.values()):
+            raise ValueError(f"search.across={self.across} must name one key and a list of its values")
+        if self.register_as is not None and (not self.register_as.strip() or set(self.register_as) & set("/:.%\"'")):
+            raise ValueError(f"search.register_as={self.register_as!r} is no name of a registered model; use letters, "
+                             "digits, spaces and _ -")
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,17 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, end), key, time in ms, and more by op
+Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, register, end), key, time in ms, ...
 
 KEY_TAG = "rondo.key"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # in one log_batch
 MAX_PARAM, MAX_TAG, MAX_DIGEST, MAX_SOURCE = 6000, 8000, 36, 65535  # characters of a value
-LINGER = 5.0  # seconds between deliveries: points come in batches, and the sender leaves the cores to training
+LINGER = 5.0  # seconds after all is delivered: points come in batches, and the sender leaves the cores to training
 RETRY = 0.2  # seconds before the first attempt after a failure; each further one waits twice as long
 LONGEST_PAUSE = 15.0  # seconds between attempts when the store is away
 PATIENCE = 5.0  # seconds for the last user of a spool to be gone
@@ -118,9 +119,22 @@ class Recorder(ABC):
             raise FileNotFoundError(f"artifact {path}: no such file or folder on this node")
         self.put({"op": "artifact", "key": key, "time": _now(), "path": path, "folder": folder})
 
-    def end(self, key: str, status: Status) -> None:
-        """Close the run. Returns when that is on disk; `flush` waits until MLflow has it."""
-        self.put({"op": "end", "key": key, "time": _now(), "status": status})
+    def register(self, key: str, name: str, folder: str) -> None:
+        """Make the run's artifact folder a version of a registered model, with the alias ``champion``."""
+        self.put({"op": "register", "key": key, "time": _now(), "name": name, "folder": folder})
+
+    def end(
+        self, key: str, status: Status, *, tags: Mapping[str, Any] = MappingProxyType({}), wait: bool = True
+    ) -> None:
+        """Close the run. Returns when that is on disk, unless told not to `wait`; `flush` waits until MLflow has it."""
+        _check_names("tag", tags)
+        told = {name: cut(mask(str(value)), MAX_TAG) for name, value in tags.items()}
+        self.put({"op": "end", "key": key, "time": _now(), "status": status, "tags": told})
+        if wait:
+            self.settle()
+
+    def settle(self) -> None:  # noqa: B027 - where `put` itself writes there is nothing to wait for
+        """Wait until what was recorded before is on disk."""
 
     @abstractmethod
     def source(self) -> dict[str, str]:
@@ -290,6 +304,8 @@ class Tracker(Recorder):
                         self._deliver(client, records, limit, last_try)
                         self._acknowledge(end)
                         attempts, stuck = 0, None
+                        if self._size > end:
+                            continue
                     else:
                         with self._changed:
                             self._changed.wait_for(lambda: self._stop.is_set() or self._size > self._sent)
@@ -427,14 +443,19 @@ class RemoteTracker(Recorder):
 
     def __init__(self, actor: Any, source: dict[str, str]) -> None:
         self._actor, self._source = actor, source
+        self._last: Any = None
+
+    def __reduce__(self) -> Any:
+        return RemoteTracker, (self._actor, self._source)
 
     def source(self) -> dict[str, str]:
         return self._source
 
     def put(self, record: Record) -> None:
-        done = self._actor.put.remote(record)
-        if record["op"] == "end":
-            self._wait(done, 60.0)
+        self._last = self._actor.put.remote(record)
+
+    def settle(self) -> None:
+        self._wait(self._last, 60.0)
 
     def _wait(self, answer: Any, timeout: float) -> Any:
         """The actor's answer; None when there is none in time."""
@@ -743,8 +764,28 @@ def _send(client: Any, run_id: str, group: list[Record], limit: int) -> None:
     elif record["op"] == "artifact":
         deliver = client.log_artifacts if os.path.isdir(record["path"]) else client.log_artifact
         deliver(run_id, record["path"], record["folder"] or None)
+    elif record["op"] == "register":
+        _register(client, run_id, record["name"], record["folder"])
     else:
+        for name, value in record.get("tags", {}).items():
+            client.set_tag(run_id, name, value)
         client.set_terminated(run_id, record["status"], end_time=record["time"])
+
+
+def _register(client: Any, run_id: str, name: str, folder: str) -> None:
+    """A version of the model for this run, made once, and the alias; may be repeated."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    known = [version for version in versions if version.name == name]
+    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+    version = known[0] if known else client.create_model_version(name, source, run_id)
+    client.set_registered_model_alias(name, "champion", version.version)
 
 
 def _send_details(client: Any, run_id: str, tags: dict[str, str], params: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ from datasets.storage import Storage
 from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
+from workflows.settings import Search
 
 if TYPE_CHECKING:
     from datasets import RawDataset
@@ -60,14 +61,15 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
         ValueError: the user's mistakes. Interrupted: Ctrl-C. Diverged: the loss became NaN.
     """
     checked = experiment if isinstance(experiment, Experiment) else load(experiment, overrides)
-    _check_splits(checked)
+    checked = checked.replace(search=Search())
+    check_splits(checked)
     cluster.check_paths(checked)
     cluster.check_machine(checked.workers)
     tracking.check(checked.tracking.uri)
     storage = Storage(checked.storage)
     name = _resumed(storage, checked, resume) if resume else _new_name(checked)
     with Console(show=progress) as console:
-        with _torch_meanwhile():
+        with torch_meanwhile():
             place = cluster.connect(checked.workers, verbose=verbose)
         try:
             return _run(checked, storage, name, place, console, resumed=resume is not None)
@@ -75,7 +77,7 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
             cluster.disconnect(place)
 
 
-def _check_splits(experiment: Experiment) -> None:
+def check_splits(experiment: Experiment) -> None:
     """Raise ValueError if there will be no validation rows, before hours may go into preparing the others."""
     from datasets.records import Records, no_split
 
@@ -125,7 +127,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
     for split in dict.fromkeys(("train", "validation", *data.splits)):
         data.plan(data.view(split), training=split == "train")
     run.write("experiment.yaml", experiment.text().encode())
-    tracker = tracking.start(experiment.tracking.uri, _spool(run), actor=True,
+    tracker = tracking.start(experiment.tracking.uri, spool_of(run), actor=True,
                              system_metrics=experiment.tracking.system_seconds or None)
     tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
                   params=dict(flatten(experiment.plain())), tags={"rondo.run": name, "rondo.storage": run.uri,
@@ -140,7 +142,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
         result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri}
-        _leave(result, experiment, prepared, cached, run, tracker, name)
+        leave(result, experiment, prepared, cached, run, tracker, name)
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt, SystemExit):              # the last: `ray job stop`
         status = "KILLED"
@@ -149,7 +151,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         tracker.end(name, status)
         result_id = tracker.run_id(name, timeout=30)
         if not tracker.close(timeout=30):
-            console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in {_spool(run)}")
+            console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in {spool_of(run)}")
     result["run_id"] = result_id
     console.result(result)
     return result
@@ -157,7 +159,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
 
 def _fit(job: Job, place: cluster.Place, console: Console) -> None:
     """Run the workers: one right here, or Ray Train's own processes."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from workflows.worker import work
@@ -172,36 +174,49 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
     from workflows.console import relay
     with relay(console) as tell:
         job.tell = tell
-        resources = {"CPU": place.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
-        job.run.remove(FAILED)
-        trainer = TorchTrainer(
-            _attempt, train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0,
-                                         resources_per_worker=resources),
-            run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
-                                 failure_config=FailureConfig(max_failures=wanted.failures)))
         in_main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit()
+            fit_workers(job, work)
         except (KeyboardInterrupt, SystemExit):    # Ray Train has a handler of its own for Ctrl-C, which exits
             raise Interrupted(_how_to_resume(job)) from None
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, before)
-            _raise_failed(job.run)
+
+
+def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
+    """Run `work` on Ray Train's workers; lost ones are replaced ``workers.failures`` times.
+
+    Raises:
+        ValueError, Diverged: what a worker met, and would meet again.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    wanted = job.experiment.workers
+    resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
+    job.run.remove(FAILED)
+    trainer = TorchTrainer(
+        _attempt, train_loop_config={"job": job, "work": work},
+        scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
+                             failure_config=FailureConfig(max_failures=wanted.failures)))
+    try:
+        trainer.fit()
+    finally:
+        _raise_failed(job.run)
 
 
 def _attempt(config: dict[str, Any]) -> None:
     """One worker of one attempt. An error that would come again is left for the driver, and the next attempt ends."""
     from workflows.loop import Diverged
-    from workflows.worker import work
 
     job: Job = config["job"]
     if job.run.exists(FAILED):
         return
     try:
-        work(job)
+        config["work"](job)
     except (ValueError, Diverged) as error:
         job.run.write(FAILED, json.dumps({"kind": type(error).__name__, "text": str(error)}).encode())
         raise
@@ -246,7 +261,7 @@ def _how_to_resume(job: Job) -> str:
             f"python -m workflows train {tracking.mask(shlex.join(words))}")
 
 
-def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
+def leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
            run: Storage, tracker: tracking.Recorder, name: str) -> None:
     """Final metrics, pictures, experiment and bundle, in the run's folder and on record."""
     from workflows import pictures
@@ -255,7 +270,7 @@ def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, c
     tracker.metrics(name, {k: v for k, v in result["metrics"].items() if k != "train/loss"}, final)
     for method, values in result["baselines"].items():
         tracker.metrics(name, {f"baseline/{method}/{k}": v for k, v in values.items()}, final)
-    local = _local(run)
+    local = local_folder(run)
     made = local / "pictures"
     made.mkdir(parents=True, exist_ok=True)
     pictures.learning_curve(result["history"], result["primary"], result["best_step"], made / "learning_curve.png")
@@ -271,13 +286,13 @@ def _leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, c
     tracker.artifact(name, local / "bundle", "bundle")
 
 
-def _local(run: Storage) -> Path:
+def local_folder(run: Storage) -> Path:
     """The run's folder, or for a run in an object store a folder on this machine."""
     return run.local or Path.home() / ".cache" / "rondo" / run.uri.rstrip("/").rpartition("/")[2]
 
 
-def _spool(run: Storage) -> Path:
-    return _local(run) / "tracking.jsonl"
+def spool_of(run: Storage) -> Path:
+    return local_folder(run) / "tracking.jsonl"
 
 
 def _new_name(experiment: Experiment) -> str:
@@ -305,7 +320,7 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
         raise ValueError(f"--resume {resume}: no run of that name in {storage.uri}")
     if _finished(run):
         raise ValueError(f"--resume {resume}: that run is finished; its bundle is {(run / 'bundle').uri}")
-    if tracking.busy(_spool(run)):
+    if tracking.busy(spool_of(run)):
         raise ValueError(f"--resume {resume}: that run is still going on; wait for its end, or stop it first")
     import yaml
     changed = differences(yaml.safe_load(run.read("experiment.yaml")), experiment.plain())
@@ -317,11 +332,11 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
 
 def _finished(run: Storage) -> bool:
     """Whether a run is trained, and nothing of its record is left to deliver."""
-    return run.exists("result.json") and tracking.settled(_spool(run))
+    return run.exists("result.json") and tracking.settled(spool_of(run))
 
 
 @contextmanager
-def _torch_meanwhile() -> Iterator[None]:
+def torch_meanwhile() -> Iterator[None]:
     """Import what training needs in a thread, while the caller waits for Ray to start.
 
     Ray itself is imported before: two threads that import it at once can meet it half made.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -20,13 +21,14 @@ from datasets.plan import Cursor, Plan, checksum, checksum_range, keys
 from datasets.prepare import Prepared
 from datasets.views import View
 from models.batch import Batch
-from models.sequence import SequenceModel
+from models.sequence import SequenceModel, Sums
 from workflows import bundle, checkpoint, loop
 from workflows.experiment import Experiment, dataset_of, differences, storing_of, task_of
 from workflows.loop import Hooks, Progress, Step, Workers
 
 EVALUATION_ROWS = 256         # of a worker's batch when no gradients are kept, at most,
 EVALUATION_TIMES = 4          # and how many times those of a training batch
+MOST_GROUPS = 300             # of rows, from which a bootstrap draws
 
 
 @dataclass
@@ -43,6 +45,9 @@ class Job:
         tell: takes an event for the one who watches.
         stop: asked between steps whether to stop; only in the process that was started.
         entered: when the process that was called started, in seconds since 1970.
+        alone: this process is no worker of Ray Train.
+        groups: leave the sums of groups of rows of the last split, too: see ``Groups``.
+        free: keys of the experiment in which a checkpoint may be of another one.
     """
 
     experiment: Experiment
@@ -55,6 +60,9 @@ class Job:
     tell: Callable[[dict[str, Any]], None]
     stop: Callable[[], bool] = lambda: False
     entered: float = 0.0
+    alone: bool = False
+    groups: bool = False
+    free: tuple[str, ...] = ()
 
 
 class Data:
@@ -74,9 +82,10 @@ class Data:
     def view(self, split: str) -> View:
         return self.dataset.view(self.prepared, split, self.task)
 
-    def plan(self, view: View, *, training: bool) -> Plan:
+    def plan(self, view: View, *, training: bool, rows: int | None = None) -> Plan:
+        """The order of a view's rows; with `rows`, global batches of that many, whatever the settings are."""
         settings = self.experiment.training
-        tokens = None if view.lengths is None else self._budget()
+        tokens = None if view.lengths is None or rows is not None else self._budget()
         if tokens is not None and view.lengths is not None:
             longest = int(view.lengths.max(initial=1))
             if not training:
@@ -86,11 +95,11 @@ class Data:
                 raise ValueError(f"training.batch_seconds={settings.batch_seconds:g} is less than the longest "
                                  f"recording (row {int(view.lengths.argmax())}: {most:g} s); use at least {most:g}, or "
                                  "a lower dataset.max_seconds, which sets long ones aside")
-        rows = settings.batch_size
+        size = settings.batch_size
         if not training:                                # no gradients are kept: more rows fit, but not any number
             most = EVALUATION_ROWS * (self.workers.world if view.follows is None else 1)    # lanes are those of one
-            rows = min(most, EVALUATION_TIMES * rows)
-        return Plan(view.rows, _sizes(view), rows, settings.seed, self.storing.shuffle_bytes, training, tokens,
+            size = min(most, EVALUATION_TIMES * size)
+        return Plan(view.rows, _sizes(view), rows or size, settings.seed, self.storing.shuffle_bytes, training, tokens,
                     view.lengths, view.follows)
 
     def _budget(self) -> int | None:
@@ -105,10 +114,10 @@ class Data:
         rate: int = self.dataset.spec(self.prepared.state, self.task)["rate"]
         return rate
 
-    def ingest(self, split: str, *, training: bool) -> Ingest:
+    def ingest(self, split: str, *, training: bool, rows: int | None = None) -> Ingest:
         view = self.view(split)
         part = next(name for name, p in self.prepared.parts.items() if p is view.part)
-        return Ingest(view, self.prepared.storage, self.plan(view, training=training), self.workers.rank,
+        return Ingest(view, self.prepared.storage, self.plan(view, training=training, rows=rows), self.workers.rank,
                       self.workers.world, self.experiment.training.accumulate if training else 1,
                       self.cached.get(part), pin=self.workers.device.type == "cuda")
 
@@ -125,47 +134,81 @@ class Data:
             yield Step(cursor.epoch, (cursor.window, cursor.batch), ids.size,
                        [_double(b) for b in batches] if double else batches, own.size, checksum(own))
 
-    def evaluation(self, split: str) -> Iterator[Step]:
+    def evaluation(self, split: str, rows: int | None = None) -> Iterator[Step]:
         """Every row of a split once, in stored order."""
-        return self.steps(self.ingest(split, training=False), 1)
+        return self.steps(self.ingest(split, training=False, rows=rows), 1)
+
+
+class Attempt:
+    """One worker of one attempt at a run: ``for metrics in attempt.epochs()``, then ``attempt.finish()``.
+
+    Attributes:
+        workers: all of the run.
+        progress: where training stands.
+        parameters: of the model.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.settings = job, job.experiment.training
+        self.workers = _join(job)
+        self.data = Data(job.experiment, job.prepared, job.cached, self.workers)
+        self.model, self.spec = make_model(job.experiment, job.prepared, self.workers.device)
+        self.optimizer = loop.make_optimizer(self.model, self.settings)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.checkpoints = job.run / "checkpoints"
+        self.progress, self.first_step = Progress(), 0.0
+
+    def restore(self) -> None:
+        """Go to where the newest checkpoint is, if there is one."""
+        found = _newest(self.checkpoints, self.workers)
+        if found is not None:
+            self.progress = Progress.of(_restore(found, self.job, self.model, self.optimizer, self.checkpoints.uri))
+
+    def epochs(self) -> Generator[dict[str, float]]:
+        """Train from the newest checkpoint on; the metrics of each epoch, as it ends."""
+        job, settings, workers = self.job, self.settings, self.workers
+        self.restore()
+        ingest = self.data.ingest("train", training=True)
+        total = ingest.plan.total
+        if workers.rank == 0:
+            job.tell({"event": "start", "rows": total, "epochs": settings.epochs, "step": self.progress.step,
+                      "epoch": self.progress.epoch, "parameters": self.parameters,
+                      "streams": ingest.cached is None, "workers": workers.world})
+        steps = _Watched(self.data, ingest, job, workers, settings.epochs)
+        for metrics in loop.epochs(
+                self.model, self.optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total),
+                workers=workers, progress=self.progress, validate=self._validate,
+                hooks=_hooks(job, self.model, self.optimizer, self.checkpoints, workers)):
+            self.first_step = steps.first_step
+            yield metrics
+
+    def _validate(self) -> dict[str, float]:
+        return loop.evaluate(self.model, self.data.evaluation("validation"), self.workers,
+                             precision=self.settings.precision, quick=True).metrics["model"]
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the best weights, write the bundle and ``result.json``; the result, as plain values."""
+        job = self.job
+        checkpoint.load_weights(self.model, _best(self.checkpoints, self.progress))
+        result = {**_final(self.model, self.data, self.workers, job, self.progress),
+                  "first_step_seconds": round(self.first_step, 2)}
+        if self.workers.rank == 0:
+            bundle.save(job.run, "bundle", checkpoint.weights(self.model), experiment=job.experiment.plain(),
+                        spec=self.spec, state=job.prepared.state, metrics=result["metrics"], run=job.name)
+            job.run.write("result.json", json.dumps(result).encode())
+        if dist.is_initialized():
+            dist.barrier()
+        return result
 
 
 def work(job: Job) -> dict[str, Any]:
-    """Train, evaluate and write the bundle; the result, as plain values."""
-    workers = _join(job)
-    settings = job.experiment.training
-    data = Data(job.experiment, job.prepared, job.cached, workers)
-    model, spec = make_model(job.experiment, job.prepared, workers.device)
-    optimizer = loop.make_optimizer(model, settings)
-    checkpoints = job.run / "checkpoints"
-    found = _newest(checkpoints, workers)
-    progress = Progress()
-    if found is not None:
-        progress = Progress.of(_restore(found, job, model, optimizer, checkpoints.uri))
-    ingest = data.ingest("train", training=True)
-    total = ingest.plan.total
-    if workers.rank == 0:
-        job.tell({"event": "start", "rows": total, "epochs": settings.epochs, "step": progress.step,
-                  "epoch": progress.epoch, "parameters": sum(p.numel() for p in model.parameters()),
-                  "streams": ingest.cached is None, "workers": workers.world})
+    """Train, evaluate and write the bundle as a Ray Train worker; the result, as plain values."""
+    from ray import train
 
-    def validate() -> dict[str, float]:
-        return loop.evaluate(model, data.evaluation("validation"), workers,
-                             precision=settings.precision, quick=True).metrics["model"]
-
-    steps = _Watched(data, ingest, job, workers, settings.epochs)
-    loop.fit(model, optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total), workers=workers,
-             progress=progress,
-             hooks=_hooks(job, model, optimizer, checkpoints, workers), validate=validate)
-    checkpoint.load_weights(model, _best(checkpoints, progress))
-    result = {**_final(model, data, workers, job, progress), "first_step_seconds": round(steps.first_step, 2)}
-    if workers.rank == 0:
-        bundle.save(job.run, "bundle", checkpoint.weights(model), experiment=job.experiment.plain(), spec=spec,
-                    state=job.prepared.state, metrics=result["metrics"], run=job.name)
-        job.run.write("result.json", json.dumps(result).encode())
-    if dist.is_initialized():
-        dist.barrier()
-    return result
+    attempt = Attempt(job)
+    for metrics in attempt.epochs():
+        train.report(metrics)
+    return attempt.finish()
 
 
 def make_model(experiment: Experiment, prepared: Prepared,
@@ -200,9 +243,12 @@ class _Watched:
 
 def _join(job: Job) -> Workers:
     torch.set_num_threads(job.cpus)
-    if job.experiment.workers.gpus:
+    device: torch.device
+    if job.experiment.workers.gpus and job.alone:
+        device = torch.device("cuda", 0)               # Ray shows a process its own GPUs only
+    elif job.experiment.workers.gpus:
         from ray.train.torch import get_device
-        device: torch.device = get_device()
+        device = get_device()
     else:
         device = torch.device("cpu")
     from datasets.ingest import configure_ray_data
@@ -231,7 +277,8 @@ def _restore(found: tuple[str, dict[str, bytes]], job: Job, model: SequenceModel
     """
     name, files = found
     state = json.loads(files["state.json"])
-    changed = differences(state["experiment"], job.experiment.plain())
+    changed = [text for text in differences(state["experiment"], job.experiment.plain())
+               if not text.startswith(tuple(f"{key}:" for key in job.free))]
     if changed:
         raise ValueError(f"{where}/{name} is a checkpoint of another experiment ({'; '.join(changed[:5])}); "
                          "use the same experiment and overrides, or start a new run")
@@ -245,7 +292,7 @@ def _restore(found: tuple[str, dict[str, bytes]], job: Job, model: SequenceModel
 
 def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, checkpoints: Any,
            workers: Workers) -> Hooks:
-    """Rank 0 records and saves; all workers meet at the end of an epoch, where Ray Train hears of it."""
+    """Rank 0 records and saves; the state of all lanes is gathered from all workers."""
     chief = workers.rank == 0
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -257,8 +304,6 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
             job.tracker.metrics(job.name, metrics, progress.step)
             job.tell({"event": "epoch", "epoch": progress.epoch, "metrics": metrics,
                       "primary": model.task.primary, "best": progress.best_step == progress.step})
-        from ray import train
-        train.report({**metrics, "epoch": progress.epoch, "step": progress.step})
 
     def save(progress: Progress, best: bool) -> None:
         carried = model.carried.of_all(workers.sum, workers.rank, workers.world) if model.carried.lanes else {}
@@ -292,8 +337,11 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
     others: dict[str, dict[str, float]] = {}
     artifacts: list[dict[str, Any]] = []
     for split in data.splits[1:]:
-        found = loop.evaluate(model, data.evaluation(split), workers, precision=settings.precision,
-                              baselines=True, fitted=fitted)
+        groups = Groups(data, split) if job.groups and split == data.splits[-1] else None
+        found = loop.evaluate(model, data.evaluation(split, groups.rows if groups else None), workers, baselines=True,
+                              precision=settings.precision, fitted=fitted, each=groups.add if groups else None)
+        if groups is not None:
+            groups.save(job.run, workers)
         artifacts = [{"split": split, **asdict(artifact)} for artifact in found.artifacts]
         metrics |= {f"{split}/{k}": v for k, v in found.metrics.pop("model").items()}
         for method, values in found.metrics.items():
@@ -305,6 +353,48 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
             "history": progress.history, "primary": model.task.primary, "maximise": model.task.maximise,
             "signatures": dict(model.task.signatures),
             "best_reachable": _reachable(data.prepared.state.get("best", {}), job.experiment.task)}
+
+
+class Groups:
+    """Sums of groups of rows of a split, of the model and of each baseline: what a bootstrap draws from.
+
+    A group is a row, or several in the order of evaluation: at most 300 groups, the same for every model on this data;
+    windows of a series whose targets overlap lie in one group, or in two neighbouring ones.
+
+    Attributes:
+        rows: of a global batch, of which a group is one or several.
+    """
+
+    FILE = "groups.safetensors"
+
+    def __init__(self, data: Data, split: str) -> None:
+        view = data.view(split)
+        total = int(view.rows.sum())
+        series = len(data.prepared.state.get("series", ()))
+        overlap = min(data.task.get("horizon", 1), math.ceil(total / series)) if series else 1
+        size = max(overlap, math.ceil(total / MOST_GROUPS))
+        self.rows = min(size, EVALUATION_ROWS)
+        self.each = math.ceil(size / self.rows)       # batches a group
+        self.seen = 0
+        self.sums: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, sums: dict[str, Sums]) -> None:
+        """Take this worker's sums of a step."""
+        opens = self.seen % self.each == 0
+        self.seen += 1
+        for method, own in sums.items():
+            for name, value in own.items():
+                told = self.sums.setdefault(f"{method}/{name}", [])
+                if opens:
+                    told.append(value.cpu())
+                else:
+                    told[-1] += value.cpu()
+
+    def save(self, run: Any, workers: Workers) -> None:
+        """Write the sums over workers: METHOD/SUM -> (groups, ...) float64."""
+        stacked = {name: workers.sum(torch.stack(told)).contiguous() for name, told in sorted(self.sums.items())}
+        if workers.rank == 0:
+            run.write(self.FILE, safetensors.torch.save(stacked))
 
 
 def _reachable(best: dict[str, float], task: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,499 @@
+"""Search an experiment's hyperparameters, and leave the best trial's bundle.
+
+>>> from workflows.search import search
+>>> result = search("workflows/experiments/etth1.yaml", overrides=["search.trials=8"])
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import re
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.storage import Storage
+from workflows import cluster, tracking
+from workflows.console import Console
+from workflows.experiment import Experiment, differences, flatten, load, read
+from workflows.settings import Search
+from workflows.space import Axis, Settings, axes_of, changed, check, described, importance
+
+if TYPE_CHECKING:
+    from workflows.trial import Shared
+    from workflows.tuner import Ledger, Record, Room, Stage
+
+EXAMPLE = "search: {space: {training.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}"
+
+
+class NothingFound(Exception):
+    """No trial came to an end that is worth anything; the message has their reasons."""
+
+
+@dataclass
+class Study:
+    """One search: of an experiment, or of one family in a comparison.
+
+    Attributes:
+        name: the family, or "".
+        told: what the experiment says; experiment: the same, checked.
+        axes: of its space.
+    """
+
+    name: str
+    told: dict[str, Any]
+    experiment: Experiment
+    axes: list[Axis]
+
+    @classmethod
+    def of(cls, name: str, told: dict[str, Any]) -> Study:
+        """Raises ValueError for what is wrong with the experiment or the space."""
+        experiment = load(told)
+        axes = axes_of(experiment.search.space)
+        check(told, axes, experiment.search)
+        ranges = [a.key for a in axes if a.key.startswith("dataset.") and a.kind != "choice"]
+        if ranges:
+            raise ValueError(f"search.space: {', '.join(ranges)}: each value prepares data of its own; give the values as "
+                             "choice: [...]")
+        return cls(name, {**told, "search": {}}, experiment, axes)
+
+    def epochs(self) -> int:
+        """Most epochs of a trial."""
+        own: list[int] = [v for a in self.axes if a.key == "training.epochs" for v in a.values]
+        return max([self.experiment.training.epochs, *own])
+
+
+@dataclass
+class Hunt:
+    """A search or a comparison that goes on: where it runs, what it has prepared, and its record.
+
+    Attributes:
+        experiment: checked; its `search` says how.
+        studies: what is searched.
+        folder: of the search; name: its name; kind: search or compare.
+        place: the Ray; room: for trials.
+        console: what the user sees.
+        tracker: the one writer.
+        ledger: what has been tried.
+        shared: what trials are handed.
+        primary, maximise: the metric that decides.
+        splits: of the data.
+        notes: for the report.
+        started: in seconds since 1970.
+    """
+
+    experiment: Experiment
+    studies: list[Study]
+    folder: Storage
+    name: str
+    kind: str
+    place: cluster.Place
+    room: Room
+    console: Console
+    tracker: tracking.Recorder
+    ledger: Ledger
+    shared: Shared
+    primary: str = ""
+    maximise: bool = False
+    splits: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+
+    def run(self, stages: list[Stage]) -> None:
+        """Run all trials of `stages`.
+
+        Raises:
+            Interrupted: Ctrl-C; the message says how to go on.
+        """
+        from workflows import tuner
+        from workflows.train import Interrupted
+
+        search = self.experiment.search
+        most = min(search.concurrent or self.room.most, self.room.most)
+        staged = most + 1 if most == self.room.most and self.room.resources.required_resources.get("CPU") else most
+        queue = tuner.Trials(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
+                             most=None if search.scheduler == "pbt" else staged, keep=search.keep,
+                             maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
+        try:
+            tuner.run(queue, self.shared, self.room, search, self.studies[0].axes,
+                      epochs=max(s.epochs() for s in self.studies), primary=self.primary)
+        except (KeyboardInterrupt, SystemExit):
+            done = sum(r.over for r in self.ledger.records)
+            source = self.experiment.source
+            words = [*([source] if source not in ("", "experiment") else []), "--resume", self.name,
+                     *self.experiment.overrides]
+            raise Interrupted(f"stopped; {done} trials have ended, and those that ran go on from their checkpoints. "
+                              f"Continue with: python -m workflows {self.kind} "
+                              f"{tracking.mask(shlex.join(words))}") from None
+
+    def _begin(self, record: Record) -> None:
+        """Put a trial on record: a child of the search's run."""
+        from workflows.trial import trial_key
+
+        study = next(s for s in self.studies if s.name == record.study)
+        label = " ".join([f"{record.number:04d}", *([record.study] if record.study else []),
+                          *(["final"] if record.phase == "final" else [])])
+        told = {**dict(flatten(study.experiment.replace(search=Search()).plain())), **record.settings}
+        self.tracker.begin(trial_key(self.name, record.number), experiment=self._experiment(), run_name=label,
+                           params=told, parent_key=self.name, tags={
+                               "rondo.run": self.name, "rondo.trial": record.number, "rondo.phase": record.phase,
+                               "rondo.settings": json.dumps(record.settings),
+                               **({"rondo.study": record.study} if record.study else {})})
+
+    def _experiment(self) -> str:
+        return self.experiment.tracking.experiment or self.experiment.name
+
+    def _watch(self, record: Record) -> None:
+        self.console.trial(record, self.ledger, primary=self.primary, maximise=self.maximise,
+                           total=self.experiment.search.trials if self.kind == "search" else None)
+        if record.over:
+            self._warn_of_memory(record)
+
+    def _warn_of_memory(self, record: Record) -> None:
+        """Say once what a trial takes, measured on the first that ended."""
+        if record.memory is None or sum(r.over and r.memory is not None for r in self.ledger.records) != 1:
+            return
+        import psutil
+        most, free = self.room.most, psutil.virtual_memory()
+        told = (f"memory: the first trial took {record.memory / 1e9:.2f} GB; {most} at a time are "
+                f"{most * record.memory / 1e9:.1f} of {free.total / 1e9:.0f} GB")
+        self.console.say(told)
+        self.notes.append(told)
+
+    def run_ids(self) -> None:
+        """Put the MLflow run of each trial into the ledger."""
+        from workflows.trial import trial_key
+
+        self.tracker.flush(120)
+        for record in self.ledger.records:
+            found = self.tracker.run_id(trial_key(self.name, record.number))
+            if found != record.run_id:
+                record.run_id = found
+                self.ledger.write(record)
+
+    def told(self) -> dict[str, Any]:
+        """What search.json and compare.json have in common."""
+        search = self.experiment.search
+        return {
+            "kind": self.kind, "name": self.name, "command": command(self.kind), "experiment": self.experiment.plain(),
+            "primary": self.primary, "maximise": self.maximise, "space": search.space,
+            "budget": {**{k: getattr(search, k) for k in ("trials", "seconds", "searcher", "scheduler", "seed")},
+                       "concurrent": min(search.concurrent or self.room.most, self.room.most)},
+            "trials": [asdict(r) for r in self.ledger.records],
+            "seconds": round(time.time() - self.started, 1),
+            "used": round(sum(r.seconds for r in self.ledger.records), 1),
+            "run_id": self.tracker.run_id(self.name, timeout=30),
+            "tracking": tracking.without_secrets(self.experiment.tracking.uri), "notes": self.notes,
+            "versions": {name: importlib.metadata.version(name) for name in ("ray", "torch", "mlflow", "optuna")}}
+
+    def report(self) -> str:
+        """Write the page, and put it on record; where it is."""
+        from workflows import report
+        from workflows.train import local_folder
+
+        made = report.write(self.folder)
+        local = local_folder(self.folder) / "report.html"
+        if self.folder.local is None:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(self.folder.read("report.html"))
+        self.tracker.artifact(self.name, local)
+        return made
+
+
+@contextmanager
+def hunt(kind: str, told: dict[str, Any], studies: list[Study], experiment: Experiment, *, resume: str | None,
+         verbose: bool, progress: bool) -> Iterator[Hunt]:
+    """Open a search or a comparison: Ray, data, record; closed again whatever happens.
+
+    Raises:
+        ValueError: the user's mistakes, before anything starts where that can be.
+    """
+    from workflows.train import check_splits, spool_of, torch_meanwhile
+
+    for study in studies:
+        check_splits(study.experiment)
+    cluster.check_paths(experiment)
+    workers = replace(experiment.workers, cpus=experiment.workers.cpus or 1)
+    cluster.check_machine(workers)
+    tracking.check(experiment.tracking.uri)
+    storage = Storage(experiment.storage)
+    name = _resumed(kind, storage, experiment, resume) if resume else _new_name(kind, experiment)
+    folder = storage / name
+    with Console(show=progress) as console:
+        with torch_meanwhile():
+            place = cluster.connect(workers, verbose=verbose)
+        try:
+            import ray
+
+            from workflows.tuner import Ledger, room
+            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+            made = room(workers, workers.cpus or 1, nodes)
+            if made.most < 1:
+                raise ValueError(f"no trial fits: {made.said}; lower workers.count, workers.cpus or workers.gpus, or add "
+                                 "nodes")
+            console.say(f"{name}: {'continued' if resume else 'started'}, in {folder.uri}\n{made.said}")
+            folder.write("experiment.yaml", experiment.text().encode())
+            tracker = tracking.start(experiment.tracking.uri, spool_of(folder), actor=True,
+                                     system_metrics=experiment.tracking.system_seconds or None)
+            tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
+                          params=dict(flatten(experiment.plain())),
+                          tags={"rondo.run": name, "rondo.storage": folder.uri, "rondo.kind": kind})
+            status: tracking.Status = "FAILED"
+            try:
+                opened = _opened(kind, studies, experiment, folder, name, place, made, console, tracker,
+                                 Ledger(folder), workers.cpus or 1)
+                yield opened
+                status = "FINISHED"
+            except BaseException as error:
+                from workflows.train import Interrupted
+                if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+                    status = "KILLED"
+                raise
+            finally:
+                tracker.end(name, status)
+                if not tracker.close(timeout=120):
+                    console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in "
+                                f"{spool_of(folder)}")
+        finally:
+            cluster.disconnect(place)
+
+
+def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Storage, name: str, place: cluster.Place,
+            made: Room, console: Console, tracker: tracking.Recorder, ledger: Ledger, cpus: int) -> Hunt:
+    """The hunt, with the data of all studies prepared."""
+    import torch
+
+    from workflows import loop
+    from workflows.trial import Shared
+    from workflows.worker import Data, make_model
+
+    axes = studies[0].axes
+    free = tuple(a.key for a in axes) if experiment.search.scheduler == "pbt" else ()
+    shared = Shared({s.name: s.told for s in studies}, {}, {}, folder, name, cpus, tracker, free)
+    opened = Hunt(experiment, studies, folder, name, kind, place, made, console, tracker, ledger, shared)
+    with console.busy("preparing data"):
+        _prepare(opened)
+    prepared = next(iter(shared.prepared.values()))
+    console.notes(prepared)
+    model, _ = make_model(studies[0].experiment, prepared, torch.device("cpu"))
+    opened.primary, opened.maximise = model.task.primary, model.task.maximise
+    data = Data(studies[0].experiment, prepared, {}, loop.Workers(torch.device("cpu")))
+    opened.splits = data.splits
+    for split in data.splits:
+        data.plan(data.view(split), training=split == "train")         # what cannot be batched is refused here
+    if free:
+        _check_shapes(studies[0], prepared)
+    return opened
+
+
+def _prepare(opened: Hunt) -> None:
+    """Prepare every variant of the data that trials will ask for, once each."""
+    from workflows.train import cached_parts, prepare
+    from workflows.trial import data_key
+
+    shared, cached = opened.shared, {}
+    for study in opened.studies:
+        for settings in variants(study):
+            experiment = changed(study.told, settings)
+            key = data_key(experiment)
+            if key in shared.prepared:
+                continue
+            shared.prepared[key] = prepared = prepare(experiment)
+            if prepared.digest not in cached:
+                cached[prepared.digest] = cached_parts(experiment, prepared)
+            shared.cached[key] = cached[prepared.digest]
+    if len(cached) > 1:
+        keys = dict.fromkeys(k for s in opened.studies for v in variants(s) for k in v)
+        opened.console.say(f"{len(cached)} variants of the prepared data, as {', '.join(keys)} change it")
+        opened.notes.append(f"{len(cached)} variants of the data were prepared, one for each choice of "
+                            f"{', '.join(keys)}.")
+
+
+def variants(study: Study) -> Iterator[Settings]:
+    """Every combination of settings that say something of the dataset."""
+    unset = object()
+    across = study.experiment.search.across
+    own = {a.key: [*a.values, *([unset] if a.when else [])] for a in study.axes}
+    own |= {key: [*values, unset] for key, values in across.items()}
+    keys = [key for key in own if key.startswith("dataset.")]
+    for values in itertools.product(*(own[key] for key in keys)):
+        settings = {k: v for k, v in zip(keys, values, strict=True) if v is not unset}
+        try:
+            changed(study.told, settings)
+        except ValueError:                             # no trial can have these together
+            continue
+        yield settings
+
+
+def _check_shapes(study: Study, prepared: Any) -> None:
+    """Refuse population-based training of what changes the weights' shapes, or the course of a training.
+
+    Raises:
+        ValueError: the keys that do.
+    """
+    import torch
+
+    from workflows.worker import make_model
+
+    def shapes(settings: Settings) -> Any:
+        model, _ = make_model(changed(study.told, settings), prepared, torch.device("cpu"))
+        return {name: value.shape for name, value in model.state_dict().items()}
+
+    wrong = [a.key for a in study.axes if a.key.startswith("dataset.") or a.key in ("training.epochs", "training.seed")
+             or len({str(shapes({a.key: v})) for v in a.values}) > 1]
+    if wrong:
+        raise ValueError(f"search.scheduler=pbt changes settings while a trial trains, and {', '.join(wrong)} cannot be "
+                         "changed then; use another scheduler, or leave them out of search.space")
+
+
+def search(source: str | Path | Mapping[str, Any] | None = None, *, overrides: list[str] | None = None,
+           resume: str | None = None, verbose: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Search an experiment's hyperparameters as its section `search` says.
+
+    Args:
+        source: a YAML file, a mapping, or None for the default on embedded data.
+        overrides: ``section.key=value``.
+        resume: a search's name or folder to continue, or "latest".
+        verbose: leave Ray's own messages on.
+        progress: show progress on stderr.
+
+    Returns:
+        run, run_id, bundle, report, best (number and settings), metrics, baselines, trials and more.
+
+    Raises:
+        ValueError: the user's mistakes. Interrupted: Ctrl-C. NothingFound: every trial failed.
+    """
+    from workflows import trial, tuner
+
+    experiment = load(source, overrides)
+    told = read(source, overrides)[1]
+    if not experiment.search.space:
+        raise ValueError(f"{experiment.source}: search.space is empty: say what to search, such as {EXAMPLE}")
+    studies = [Study.of("", told)]
+    with hunt("search", told, studies, experiment, resume=resume, verbose=verbose, progress=progress) as opened:
+        search = experiment.search
+        concurrent = min(search.concurrent or opened.room.most, opened.room.most)
+        stage = tuner.Searching("", studies[0].axes, search, told=studies[0].told, ledger=opened.ledger,
+                                primary=opened.primary, maximise=opened.maximise, concurrent=concurrent)
+        opened.run([stage])
+        result = _leave_best(opened, trial.finish)
+    opened.console.leaderboard(opened.ledger.records, primary=opened.primary, maximise=opened.maximise)
+    opened.console.found(result)
+    return result
+
+
+def _leave_best(opened: Hunt, finish: Any) -> dict[str, Any]:
+    """The best trial's bundle and pictures, the page and the record of the whole search; the result.
+
+    Raises:
+        NothingFound: there is no best trial.
+    """
+    from workflows.train import leave
+    from workflows.trial import Assignment, data_key
+    from workflows.tuner import ranked
+
+    study, shared, tracker = opened.studies[0], opened.shared, opened.tracker
+    found = ranked(opened.ledger.records, maximise=opened.maximise)
+    result: dict[str, Any] = {"metrics": {}, "baselines": {}, "best_reachable": {}}
+    if found:
+        best = found[0]
+        with opened.console.busy("measuring the best trial"):
+            made = on_a_worker(opened, finish, Assignment(best.number, best.study, best.settings))
+        experiment = changed(study.told, best.settings)
+        key = data_key(experiment)
+        leave(made, experiment, shared.prepared[key], shared.cached[key], opened.folder, tracker, opened.name)
+        result = {k: made[k] for k in ("metrics", "baselines", "best_reachable", "signatures", "parameters")}
+        tracker.metrics(opened.name, {f"best/validation/{opened.primary}": best.best or 0.0, "best/trial": best.number},
+                        len(opened.ledger.records))
+        if opened.experiment.search.register_as:
+            tracker.register(opened.name, opened.experiment.search.register_as, "bundle")
+    opened.run_ids()
+    values = [(r.settings, r.best) for r in found if r.best is not None]
+    summary = {**opened.told(), **result, "best": found[0].number if found else None,
+               "importance": importance(study.axes, values, maximise=opened.maximise)}
+    opened.folder.write("search.json", json.dumps(summary).encode())
+    page = opened.report()
+    if not found:
+        reasons = "\n".join(dict.fromkeys(f"trial {r.number}: {r.reason}" for r in opened.ledger.records[:10]))
+        raise NothingFound(f"no trial came to an end ({len(opened.ledger.records)} were tried):\n{reasons}\n{page}")
+    return {**result, "run": opened.name, "run_id": summary["run_id"], "bundle": (opened.folder / "bundle").uri,
+            "report": page, "best": {"number": found[0].number, "settings": found[0].settings,
+                                     f"validation/{opened.primary}": found[0].best},
+            "primary": opened.primary, "maximise": opened.maximise, "trials": summary["trials"],
+            "seconds": summary["seconds"], "used": summary["used"]}
+
+
+def on_a_worker(opened: Hunt, work: Any, assignment: Any) -> Any:
+    """Do something with a trial where trials run: here on a Ray of this machine's own, else in a task on the cluster."""
+    gpus = opened.experiment.workers.gpus
+    if opened.place.own and not gpus:
+        import torch
+        before = torch.get_num_threads()
+        try:
+            return work(opened.shared, assignment)
+        finally:
+            torch.set_num_threads(before)
+    import ray
+    task: Any = ray.remote(num_cpus=opened.shared.cpus, num_gpus=gpus)(work)
+    return ray.get(task.remote(opened.shared, assignment))
+
+
+def command(kind: str) -> str:
+    """The command that was given, as it can be given again."""
+    program = Path(sys.argv[0]).name == "__main__.py"
+    return f"python -m workflows {tracking.mask(shlex.join(sys.argv[1:]))}" if program else f"workflows.{kind}.{kind}(...)"
+
+
+def _new_name(kind: str, experiment: Experiment) -> str:
+    return f"{experiment.name}-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def _resumed(kind: str, storage: Storage, experiment: Experiment, resume: str) -> str:
+    """The search to continue.
+
+    Raises:
+        ValueError: there is none, it is finished, or it is one of another experiment.
+    """
+    import yaml
+
+    from workflows.train import spool_of
+
+    done = f"{kind}.json"
+    if resume == "latest":
+        named = re.compile(rf"{re.escape(experiment.name)}-{kind}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}")
+        open_ones = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
+                     and not (storage / n).exists(done)]
+        if not open_ones:
+            raise ValueError(f"--resume: no unfinished {kind} of {experiment.name!r} in {storage.uri}; leave --resume out "
+                             "to start one")
+        name = max(open_ones)
+    else:
+        name = resume.rstrip("/").rpartition("/")[2]
+    folder = storage / name
+    if not folder.exists("experiment.yaml"):
+        raise ValueError(f"--resume {resume}: no {kind} of that name in {storage.uri}")
+    if folder.exists(done):
+        raise ValueError(f"--resume {resume}: that {kind} is finished; its report is {folder.uri}/report.html")
+    if tracking.busy(spool_of(folder)):
+        raise ValueError(f"--resume {resume}: that {kind} is still going on; wait for its end, or stop it first")
+    before = yaml.safe_load(folder.read("experiment.yaml"))
+    now = experiment.plain()
+    free = ("trials", "seconds", "concurrent", "keep", "register_as")       # how long, and where, may change
+    wrong = differences(before, now) + [
+        f"search.{k}: {before.get('search', {}).get(k)!r} there, {v!r} here" for k, v in now.get("search", {}).items()
+        if k not in free and before.get("search", {}).get(k) != v]
+    if wrong:
+        raise ValueError(f"--resume {resume}: it searches another experiment ({'; '.join(wrong[:5])}); use the same "
+                         "experiment and overrides")
+    return name
+
+

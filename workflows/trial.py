@@ -1,0 +1,370 @@
+"""A trial of a search, as Ray Tune runs it: one after the other in the same process, or around workers of Ray Train.
+
+A process that starts, and imports what it needs, costs more than many a trial. So Tune's actors take one trial after
+the other, and a trial is no more than a new ``Attempt`` in them. It never raises: what went wrong is its result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Trainable
+
+from datasets.prepare import Prepared
+from datasets.storage import Storage
+from workflows.experiment import Experiment
+from workflows.space import changed
+
+if TYPE_CHECKING:
+    from workflows.worker import Attempt, Job
+
+JUDGED = "judged"             # in a result: the validation metric that decides
+EPOCH = "epoch"
+
+
+@dataclass
+class Shared:
+    """What all trials are handed, once.
+
+    Attributes:
+        told: by study, what its experiment says.
+        prepared, cached: by `data_key`, the data.
+        folder: of the search; a trial's own is below.
+        name: of the search.
+        cpus: torch threads of a trial's worker.
+        tracker: the one writer of the record.
+        free: keys that a trial may change while it trains.
+    """
+
+    told: dict[str, dict[str, Any]]
+    prepared: dict[str, Prepared]
+    cached: dict[str, dict[str, list[Any]]]
+    folder: Storage
+    name: str
+    cpus: int
+    tracker: Any
+    free: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One trial: what it trains.
+
+    Attributes:
+        number: within the search.
+        study: the family in a comparison, else "".
+        settings: dotted keys to values.
+        final: whether it is also measured on the test rows.
+        deadline: in seconds since 1970, when it is to stop; None: never.
+    """
+
+    number: int
+    study: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    final: bool = False
+    deadline: float | None = None
+
+
+def data_key(experiment: Experiment) -> str:
+    """What its prepared data depends on."""
+    return json.dumps([experiment.dataset, experiment.quarantine.limit], sort_keys=True)
+
+
+def trial_key(search: str, number: int) -> str:
+    """The key of a trial's MLflow run, for good."""
+    return f"{search}/{number:04d}"
+
+
+class Trial(Trainable):  # type: ignore[misc]
+    """Runs the trials that Tune gives it; `setup` is called once, `reset_config` for each further one."""
+
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        assert shared is not None
+        self.shared, self.assignment = shared, Assignment(**config)
+        self.run: _Run | None = None
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.assignment = Assignment(**config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch."""
+        try:
+            if self.run is None:
+                self.run = begin(self.shared, self.assignment)
+            told = self.run.epoch()
+        except Exception as error:             # a result, so that the process lives on for others
+            self.cleanup()
+            told = {"failed": reason(error), "over": True}
+        judged = told.get(JUDGED)
+        said = {"told": json.dumps(told), EPOCH: told.get(EPOCH, 0), "done": told["over"]}
+        return said if judged is None else {**said, JUDGED: judged}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Copy the trial's newest checkpoint and its best weights, for others to go on from."""
+        own = self._folder()
+        best = [n for n in own.names() if n.startswith("best-")][-1:]
+        for name in [*[n for n in own.names() if n.startswith("step-")][-1:], *best]:
+            for file in (own / name).names():
+                Storage(checkpoint_dir).write(f"{name}/{file}", own.read(f"{name}/{file}"))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from what another trial saved."""
+        self.cleanup()
+        own, other = self._folder(), Storage(checkpoint)
+        names = [n for n in other.names() if n.startswith(("step-", "best-"))]
+        for name in own.names():
+            own.delete(name)
+        for name in names:
+            for file in (other / name).names():
+                own.write(f"{name}/{file}", other.read(f"{name}/{file}"))
+
+    def cleanup(self) -> None:
+        """End the trial that runs, if one does."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None
+
+    def _folder(self) -> Storage:
+        return folder_of(self.shared.folder, self.assignment.number) / "checkpoints"
+
+
+def folder_of(search: Storage, number: int) -> Storage:
+    """Where a trial leaves its files."""
+    return search / f"trials/{number:04d}"
+
+
+def reason(error: BaseException) -> str:
+    """Why a trial failed, in a line or two."""
+    from workflows.loop import Diverged
+    from workflows.tracking import mask
+
+    text = mask(str(error)).strip()
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text.lower():
+        return f"out of memory: {text.splitlines()[-1] if text else type(error).__name__}"
+    return text if isinstance(error, ValueError | Diverged) else f"{type(error).__name__}: {text}"
+
+
+def finish(shared: Shared, assignment: Assignment) -> dict[str, Any]:
+    """Measure a trial's best weights and leave its bundle, in the folder of the search; the result, as plain values.
+
+    Needs no Ray Train: one process.
+    """
+    from workflows.worker import Attempt
+
+    job = replace(_job(shared, assignment), run=shared.folder, name=shared.name, alone=True)
+    attempt = Attempt(job)
+    attempt.checkpoints = folder_of(shared.folder, assignment.number) / "checkpoints"
+    attempt.restore()
+    return attempt.finish()
+
+
+class _Run:
+    """A trial that goes on. `epoch` gives the next result, `close` ends it wherever it is."""
+
+    def epoch(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def begin(shared: Shared, assignment: Assignment) -> _Run:
+    """Start a trial here, or around workers of its own.
+
+    Raises:
+        ValueError: settings that cannot be.
+    """
+    job = _job(shared, assignment)
+    kind = _Here if job.experiment.workers.count == 1 else _Nested
+    return kind(job, assignment)
+
+
+def _job(shared: Shared, assignment: Assignment) -> Job:
+    from workflows.worker import Job
+
+    experiment = changed(shared.told[assignment.study], assignment.settings)
+    key = data_key(experiment)
+    return Job(experiment, shared.prepared[key], shared.cached[key], folder_of(shared.folder, assignment.number),
+               trial_key(shared.name, assignment.number), shared.cpus, shared.tracker, _nothing, entered=time.time(),
+               groups=assignment.final, free=shared.free)
+
+
+def _nothing(event: dict[str, Any]) -> None:
+    """Nobody watches the steps of a trial."""
+
+
+class _Here(_Run):
+    """A trial of one worker: this process."""
+
+    def __init__(self, job: Job, assignment: Assignment) -> None:
+        from workflows.worker import Attempt
+
+        _forget_peak()
+        if assignment.deadline is not None:
+            deadline = assignment.deadline
+            job.stop = lambda: time.time() > deadline
+        job.alone = True
+        self.assignment, self.attempt = assignment, Attempt(job)
+        self.moving = self.attempt.epochs()
+
+    def epoch(self) -> dict[str, Any]:
+        from workflows.loop import Stopped, over
+
+        attempt, late = self.attempt, False
+        try:
+            next(self.moving, None)
+        except Stopped:
+            late = True
+        told = summary(attempt, late or over(attempt.settings, attempt.progress), late=late)
+        if told["over"] and self.assignment.final and not late:
+            told["final"] = attempt.finish()
+        told["memory"] = peak_memory()
+        return told
+
+    def close(self) -> None:
+        self.moving.close()
+
+
+class _Nested(_Run):
+    """A trial of several workers: a Ray Train run of its own, which waits after each epoch for leave to go on."""
+
+    def __init__(self, job: Job, assignment: Assignment) -> None:
+        import ray
+
+        kind: Any = ray.remote(_Gate)
+        self.gate = kind.options(num_cpus=0, max_concurrency=8).remote()
+        self.waits = False                     # whether the workers wait for leave
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._train, args=(job, assignment), daemon=True)
+        self.thread.start()
+
+    def _train(self, job: Job, assignment: Assignment) -> None:
+        import ray
+
+        from workflows.train import fit_workers
+
+        try:
+            fit_workers(job, partial(_worker, gate=self.gate, assignment=assignment))
+            end: dict[str, Any] = {"over": True, "failed": "its workers ended early"}
+        except BaseException as error:
+            end = {"over": True, "failed": reason(error)}
+        ray.get(self.gate.tell.remote(end))
+
+    def epoch(self) -> dict[str, Any]:
+        import ray
+
+        if self.waits:
+            self.gate.answer.remote(True)
+        told: dict[str, Any] = ray.get(self.gate.told.remote())
+        self.waits = not told["over"]
+        return told
+
+    def close(self) -> None:
+        import ray
+
+        if self.waits:
+            self.gate.answer.remote(False)
+        self.thread.join(60)
+        ray.kill(self.gate)
+
+
+class _Gate:
+    """Where the workers of a nested trial tell what they did, and ask whether to go on."""
+
+    def __init__(self) -> None:
+        import asyncio
+        self.tellings: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.answers: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def tell(self, told: dict[str, Any]) -> None:
+        await self.tellings.put(told)
+
+    async def told(self) -> dict[str, Any]:
+        return await self.tellings.get()
+
+    async def answer(self, go_on: bool) -> None:
+        await self.answers.put(go_on)
+
+    async def ask(self) -> bool:
+        return await self.answers.get()
+
+
+def _worker(job: Job, *, gate: Any, assignment: Assignment) -> None:
+    """One worker of a nested trial."""
+    import ray
+    import torch.distributed as dist
+    from ray import train
+
+    from workflows.loop import over
+    from workflows.worker import Attempt
+
+    _forget_peak()
+    attempt = Attempt(job)
+    chief = attempt.workers.rank == 0
+
+    def leave(last: bool, *, late: bool) -> bool:
+        """Tell of an epoch; whether to go on. All workers hear the same."""
+        told = [summary(attempt, last, late=late)] if chief else []
+        final = attempt.finish() if last and assignment.final and not late else None
+        go_on = [False]
+        if chief:
+            ray.get(gate.tell.remote({**told[0], "memory": peak_memory(), **({"final": final} if final else {})}))
+            go_on = [not last and bool(ray.get(gate.ask.remote()))]
+        dist.broadcast_object_list(go_on, src=0, device=attempt.workers.device)
+        return go_on[0]
+
+    told_last = False
+    for metrics in attempt.epochs():
+        train.report(metrics)
+        late = [assignment.deadline is not None and time.time() > assignment.deadline]
+        dist.broadcast_object_list(late, src=0, device=attempt.workers.device)
+        told_last = over(attempt.settings, attempt.progress) or late[0]
+        if not leave(told_last, late=late[0]):
+            return
+    if not told_last:                          # a resumed trial that had nothing left to train
+        leave(True, late=False)
+
+
+def summary(attempt: Attempt, over: bool, *, late: bool) -> dict[str, Any]:
+    """What a trial has reached, as plain values."""
+    import ray
+
+    progress, task = attempt.progress, attempt.model.task
+    last = progress.history[-1] if progress.history else {}
+    if late and not last:
+        return {"over": True, "failed": "search.seconds were over before its first epoch"}
+    best = -progress.best if task.maximise else progress.best
+    return {JUDGED: last[f"validation/{task.primary}"], EPOCH: progress.epoch, "over": over, "late": late,
+            "history": progress.history, "best": best if math.isfinite(best) else None,
+            "seconds": round(progress.seconds, 3), "parameters": attempt.parameters,
+            "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id()}
+
+
+def _forget_peak() -> None:
+    """Begin a new measurement of this process's largest memory (Linux, proc(5): clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:                            # not allowed here: the peak is then that of the whole process
+        return
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has had in memory since the trial began; None where nobody tells."""
+    try:
+        status = Path(f"/proc/{os.getpid()}/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), None)
+
+

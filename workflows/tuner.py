@@ -1,0 +1,514 @@
+"""Many trials on Ray Tune: a queue of what to try, and a ledger of what came of it.
+
+Tune runs the trials, reuses their processes and asks its scheduler which to stop. What has been tried is kept by the
+ledger, a JSON file a trial, written when a trial is given out and when it ends. So a search that was killed goes on
+exactly: finished trials stand, those that were running go on from their checkpoints, and nothing of it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from ray.tune import Callback, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.search import Searcher
+
+from datasets.storage import Storage
+from workflows.settings import Search
+from workflows.space import Axis, Sampler, Settings
+from workflows.tracking import Recorder
+from workflows.trial import EPOCH, JUDGED, Assignment, Shared, Trial, folder_of, reason, trial_key
+
+Status = Literal["running", "finished", "stopped", "failed"]
+Phase = Literal["search", "final"]
+
+
+@dataclass
+class Record:
+    """One trial, as the ledger has it (``trials/NUMBER/trial.json``).
+
+    Attributes:
+        number: within the search, from 0.
+        study: the family in a comparison, else "".
+        phase: search, or final: trained with settings that were found, and measured on the test rows.
+        status: stopped means before its last epoch, by the scheduler or by the end of the time.
+        reason: why it was stopped, or failed.
+        settings: dotted keys to values; of population-based training the last ones.
+        history: metrics of each epoch.
+        best: of the validation metric that decides; None where there is none.
+        seconds: of training.
+        parameters: of the model; memory: the most bytes that its process had.
+        node: address of the node on which it ran, and node_id, Ray's name of it.
+        started, ended: in seconds since 1970.
+        run_id: in MLflow.
+        metrics, baselines: flat; of the phase final.
+    """
+
+    number: int
+    study: str = ""
+    phase: Phase = "search"
+    status: Status = "running"
+    reason: str = ""
+    settings: Settings = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    seconds: float = 0.0
+    parameters: int | None = None
+    memory: int | None = None
+    node: str = ""
+    node_id: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    run_id: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, one way or the other."""
+        return self.status != "running"
+
+
+class Ledger:
+    """The records of a search, in its folder."""
+
+    def __init__(self, folder: Storage) -> None:
+        self.folder = folder
+        self.records: list[Record] = []
+        for name in (folder / "trials").names():
+            if (folder / f"trials/{name}").exists("trial.json"):
+                self.records.append(Record(**json.loads(folder.read(f"trials/{name}/trial.json"))))
+
+    def write(self, record: Record) -> None:
+        """Keep a record, new or changed."""
+        if not any(r is record for r in self.records):
+            self.records.append(record)
+        self.folder.write(f"trials/{record.number:04d}/trial.json", json.dumps(asdict(record)).encode())
+
+    def of(self, study: str, phase: Phase) -> list[Record]:
+        return [r for r in self.records if (r.study, r.phase) == (study, phase)]
+
+
+def ranked(records: Iterable[Record], *, maximise: bool) -> list[Record]:
+    """Those with a best value, the best first."""
+    sign = -1 if maximise else 1
+    return sorted((r for r in records if r.best is not None and r.status != "failed"),
+                  key=lambda r: (sign * (r.best or 0.0), r.number))
+
+
+class Stage(Protocol):
+    """A series of trials of one study.
+
+    Attributes:
+        study, phase: of its records.
+        exhausted: nothing is left to be given out.
+    """
+
+    study: str
+    phase: Phase
+    exhausted: bool
+
+    def ready(self) -> bool:
+        """Whether it may begin, or go on."""
+
+    def next(self, number: int) -> Settings | None:
+        """Settings of the next trial; None where there are no more."""
+
+    def deadline(self) -> float | None:
+        """When its trials have to stop."""
+
+    def tell(self, record: Record) -> None:
+        """A trial of it has ended."""
+
+
+class Searching:
+    """The search of one study: what its sampler draws, within the budget.
+
+    Args:
+        study: its name.
+        axes: of the space; told: its experiment.
+        search: the settings.
+        ledger: of all.
+        primary, maximise: the metric that decides.
+        concurrent: trials at a time.
+        after: a search that has to end before this one begins.
+    """
+
+    phase: Phase = "search"
+
+    def __init__(self, study: str, axes: list[Axis], search: Search, *, told: dict[str, Any], ledger: Ledger,
+                 primary: str, maximise: bool, concurrent: int, after: Searching | None = None) -> None:
+        self.study, self.search, self.ledger, self.after = study, search, ledger, after
+        self.primary, self.maximise, self.exhausted = primary, maximise, False
+        self.sampler = Sampler(axes, search, maximise=maximise, told=told)
+        past = ledger.of(study, "search")
+        for record in past:
+            self.sampler.replay(record.number, record.settings, self._values(record),
+                                stopped=record.status == "stopped", over=record.over)
+        self.used = sum(r.ended - r.started for r in past if r.over) / concurrent
+        self.began: float | None = None
+
+    def _values(self, record: Record) -> list[float]:
+        return [h[f"validation/{self.primary}"] for h in record.history]
+
+    def ready(self) -> bool:
+        before = self.after
+        return before is None or (before.exhausted and (self.search.seconds is None or before.ended()))
+
+    def ended(self) -> bool:
+        """Whether nothing of it is left to be waited for."""
+        return self.exhausted and all(r.over for r in self.ledger.of(self.study, "search"))
+
+    def deadline(self) -> float | None:
+        if self.search.seconds is None:
+            return None
+        self.began = self.began or time.time()
+        return self.began + self.search.seconds - self.used
+
+    def next(self, number: int) -> Settings | None:
+        given = len(self.ledger.of(self.study, "search"))
+        deadline = self.deadline()
+        if (self.search.trials is not None and given >= self.search.trials) or (
+                deadline is not None and time.time() >= deadline):
+            return None
+        return self.sampler.next(number)
+
+    def tell(self, record: Record) -> None:
+        values = [] if record.status == "failed" else self._values(record)
+        self.sampler.tell(record.number, values, stopped=record.status == "stopped")
+
+
+class Finals:
+    """Trainings with the settings that a study found, each with another seed, and at each value of `across`.
+
+    Args:
+        searching: the study's search.
+        seeds: of training; across: key -> values, or nothing.
+    """
+
+    phase: Phase = "final"
+
+    def __init__(self, searching: Searching, seeds: Sequence[int], across: dict[str, list[Any]]) -> None:
+        self.study, self.searching, self.exhausted = searching.study, searching, False
+        places: list[Settings] = [{}, *({key: value} for key, values in across.items() for value in values)]
+        self.plan: list[Settings] = [{**place, "training.seed": seed} for place in places for seed in seeds]
+
+    def ready(self) -> bool:
+        return self.searching.ended()
+
+    def best(self) -> Record | None:
+        """The best trial of the search."""
+        found = ranked(self.searching.ledger.of(self.study, "search"), maximise=self.searching.maximise)
+        return found[0] if found else None
+
+    def next(self, number: int) -> Settings | None:
+        best, given = self.best(), [r.settings for r in self.searching.ledger.of(self.study, "final")]
+        if best is None:
+            return None
+        return next((s for own in self.plan if (s := {**best.settings, **own}) not in given), None)
+
+    def deadline(self) -> None:
+        return None
+
+    def tell(self, record: Record) -> None:
+        """Nothing is learnt from it."""
+
+
+class Trials(Searcher):  # type: ignore[misc]
+    """The queue that Tune asks for trials, and tells of their results; the one writer of the ledger.
+
+    Args:
+        stages: in order.
+        ledger: of the search.
+        begin: puts a new trial, or one that goes on, on record.
+        tracker: of the record; name: of the search.
+        most: trials that may be given out at a time; None: as many as Tune asks for.
+        keep: best trials of each study whose checkpoints stay.
+        maximise: whether the highest value is best.
+        scheduler: its name, for the reason why a trial was stopped.
+        watch: takes each record as it moves on and ends.
+    """
+
+    def __init__(self, stages: Sequence[Stage], ledger: Ledger, *, begin: Callable[[Record], None], tracker: Recorder,
+                 name: str, most: int | None, keep: int, maximise: bool, scheduler: str,
+                 watch: Callable[[Record], None]) -> None:
+        super().__init__()
+        self.stages, self.ledger, self.begin, self.tracker, self.name = stages, ledger, begin, tracker, name
+        self.most, self.keep, self.maximise, self.scheduler, self.watch = most, keep, maximise, scheduler, watch
+        self.running: dict[str, Record] = {}           # Tune's name of a trial -> its record
+        self.waiting = [r for r in ledger.records if not r.over]
+        self.pruned: set[int] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.most is not None and len(self.running) >= self.most:
+            return None
+        if self.waiting:
+            record = self.waiting.pop(0)
+            return self._give(trial_id, record, self._stage(record).deadline())
+        for stage in self.stages:
+            if stage.exhausted or not stage.ready():
+                continue
+            number = len(self.ledger.records)
+            settings = stage.next(number)
+            if settings is None:
+                stage.exhausted = True
+                continue
+            record = Record(number, stage.study, stage.phase, settings=settings)
+            return self._give(trial_id, record, stage.deadline())
+        return Searcher.FINISHED if all(s.exhausted for s in self.stages) else None
+
+    def _give(self, trial_id: str, record: Record, deadline: float | None) -> dict[str, Any]:
+        record.started = record.started or time.time()
+        self.running[trial_id] = record
+        self.begin(record)
+        self.ledger.write(record)
+        return asdict(Assignment(record.number, record.study, record.settings, record.phase == "final", deadline))
+
+    def _stage(self, record: Record) -> Stage:
+        return next(s for s in self.stages if (s.study, s.phase) == (record.study, record.phase))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        record = self.running[trial_id]
+        self._take(record, json.loads(result["told"]))
+        self.watch(record)
+
+    def _take(self, record: Record, told: dict[str, Any]) -> None:
+        for name in ("history", "best", "seconds", "parameters", "memory", "node", "node_id"):
+            if told.get(name) is not None:
+                setattr(record, name, told[name])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error or trial_id not in self.running:
+            return                                     # an error is told with its reason: see `failed`
+        told = json.loads(result["told"]) if result and "told" in result else {"failed": "it ended without a result"}
+        record = self.running.pop(trial_id)
+        self._take(record, told)
+        if "failed" in told:
+            record.status, record.reason = "failed", told["failed"]
+        elif not told["over"]:
+            record.status, record.reason = "stopped", f"by {self.scheduler} after epoch {told[EPOCH]}"
+        elif told["late"]:
+            record.status, record.reason = "stopped", "search.seconds were over"
+        else:
+            record.status = "finished"
+        final = told.get("final")
+        if isinstance(final, dict):
+            record.metrics, record.baselines = final["metrics"], final["baselines"]
+        self._end(record)
+
+    def failed(self, trial_id: str, why: str) -> None:
+        """Tune lost a trial's process."""
+        record = self.running.pop(trial_id, None)
+        if record is not None:
+            record.status, record.reason = "failed", why
+            self._end(record)
+
+    def _end(self, record: Record) -> None:
+        record.ended = time.time()
+        self._stage(record).tell(record)
+        self.ledger.write(record)
+        self._prune(record.study)
+        tags = {"rondo.status": record.status, **({"rondo.reason": record.reason} if record.reason else {})}
+        if record.metrics:
+            step = int(record.history[-1]["step"]) + 1
+            self.tracker.metrics(trial_key(self.name, record.number),
+                                 {k: v for k, v in record.metrics.items() if k != "train/loss"}, step)
+        self.tracker.end(trial_key(self.name, record.number), "FAILED" if record.status == "failed" else "FINISHED",
+                         tags=tags, wait=False)
+        self.watch(record)
+
+    def _prune(self, study: str) -> None:
+        """Keep the checkpoints of the best trials and of those that run; a final one has its bundle."""
+        own = [r for r in self.ledger.records if r.study == study]
+        best = [r.number for r in ranked((r for r in own if r.phase == "search"), maximise=self.maximise)[:self.keep]]
+        for record in own:
+            if record.over and record.number not in best and record.number not in self.pruned:
+                self.pruned.add(record.number)
+                for part in ("checkpoints", "ray"):
+                    folder_of(self.ledger.folder, record.number).delete(part)
+
+    def set_scheduler_config(self, trial_id: str, config: dict[str, Any]) -> None:
+        """Population-based training gave a trial other settings."""
+        record = self.running.get(trial_id)
+        if record is not None and record.settings != config["settings"]:
+            record.settings = dict(config["settings"])
+            self.ledger.write(record)
+
+    def __reduce__(self) -> Any:
+        return object, ()                              # Tune keeps a copy of what it was given, which nobody reads
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is what a search goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search goes on from its ledger")
+
+
+class _Watch(Callback):  # type: ignore[misc]
+    """Tells the queue of what Tune does not tell searchers."""
+
+    def __init__(self, queue: Trials) -> None:
+        self.queue = queue
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.queue.failed(trial.trial_id, lost(trial.get_error() or RuntimeError("its process died")))
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.queue.set_scheduler_config(trial.trial_id, trial.config)
+
+
+def lost(error: Exception) -> str:
+    """Why Tune lost a trial's process, in a line."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    text = str(error).strip()
+    if isinstance(error, OutOfMemoryError) or "OutOfMemory" in text or "memory pressure" in text:
+        return "out of memory: Ray ended its process before the machine had none left"
+    if isinstance(error, RayActorError):
+        found = [line.strip() for line in text.splitlines() if "exit" in line.lower()]
+        return f"its process died: {found[-1] if found else text.splitlines()[0]}"
+    return reason(error)
+
+
+class _PerStudy(FIFOScheduler):  # type: ignore[misc]
+    """One scheduler for each study; final trainings are never stopped."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self.make, self.own = make, {}                 # type: ignore[var-annotated]
+
+    def _of(self, config: dict[str, Any]) -> Any:
+        study = config["study"]
+        if config["final"]:
+            return FIFOScheduler()
+        if study not in self.own:
+            self.own[study] = self.make()
+        return self.own[study]
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        self._of(trial.config).on_trial_add(controller, trial)
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        self._of(trial.config).on_trial_error(controller, trial)
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        return self._of(trial.config).on_trial_result(controller, trial, result)
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial.config).on_trial_complete(controller, trial, result)
+
+    def on_trial_remove(self, controller: Any, trial: Any) -> None:
+        self._of(trial.config).on_trial_remove(controller, trial)
+
+
+class _Past:
+    """A trial of an earlier process, as far as a scheduler asks."""
+
+    def __init__(self, record: Record) -> None:
+        self.trial_id = f"past-{record.number}"
+        self.config = {"study": record.study, "final": record.phase == "final"}
+
+
+def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[Record], primary: str,
+               maximise: bool) -> Any:
+    """Tune's scheduler, with what trials of an earlier process have reached."""
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    mode = "max" if maximise else "min"
+    if search.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr=EPOCH, metric=JUDGED, mode=mode, perturbation_interval=search.grace, burn_in_period=search.grace,
+            hyperparam_mutations={"settings": {a.key: _domain(a) for a in axes}}, log_config=False)
+
+    def make() -> Any:
+        if search.scheduler == "median":
+            return MedianStoppingRule(EPOCH, JUDGED, mode, grace_period=search.grace, min_samples_required=3)
+        return AsyncHyperBandScheduler(EPOCH, JUDGED, mode, max_t=epochs, grace_period=min(search.grace, epochs),
+                                       reduction_factor=search.reduction, stop_last_trials=False)
+
+    made = _PerStudy(make)
+    for record in records:
+        if record.over and record.phase == "search" and record.history:
+            past: Any = _Past(record)
+            told: dict[str, Any] = {}
+            made.on_trial_add(None, past)
+            for epoch, point in enumerate(record.history, 1):
+                told = {EPOCH: epoch, JUDGED: point[f"validation/{primary}"], "time_total_s": epoch}
+                made.on_trial_result(None, past, told)
+            made.on_trial_complete(None, past, told)
+    return made
+
+
+def _domain(axis: Axis) -> Any:
+    """What population-based training may change a setting to."""
+    from ray import tune
+    if axis.kind == "choice":
+        return list(axis.values)
+    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "int": tune.randint,
+            "logint": tune.lograndint}[axis.kind](*axis.values)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What trials are run in.
+
+    Attributes:
+        most: that fit at a time.
+        resources: of one trial's process, as Tune asks for them.
+        said: the arithmetic.
+    """
+
+    most: int
+    resources: Any
+    said: str
+
+
+def room(workers: Any, cpus: int, nodes: list[dict[str, float]]) -> Room:
+    """How many trials fit at a time.
+
+    Args:
+        workers: of each trial.
+        cpus: of each of a trial's workers.
+        nodes: what each node has, as Ray tells it.
+    """
+    def fit(node: dict[str, float]) -> int:
+        by_cpus = int(node.get("CPU", 0) // cpus)
+        return min(by_cpus, int(node.get("GPU", 0) // workers.gpus)) if workers.gpus else by_cpus
+
+    fitting = sum(fit(n) for n in nodes)
+    most = fitting // workers.count
+    total = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
+    one = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {workers.gpus} GPU" if workers.gpus else "")
+    each = one if workers.count == 1 else f"{workers.count} workers x {one}"
+    said = (f"{total[0]:g} CPUs{f' and {total[1]:g} GPUs' if total[1] else ''} on {len(nodes)} "
+            f"node{'s' if len(nodes) > 1 else ''}; a trial takes {each}: {most} at a time. The driver, the record and "
+            "the readers of Ray Data are counted as none: they run beside the trials")
+    if workers.count == 1:
+        bundle = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    else:
+        bundle = {"memory": 1 << 20}                   # its workers have a placement group of their own
+    return Room(most, PlacementGroupFactory([bundle]), said)
+
+
+def run(queue: Trials, shared: Shared, room: Room, search: Search, axes: list[Axis], *, epochs: int,
+        primary: str) -> None:
+    """Run all trials of a queue; returns when it is empty.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the ledger knows what was running.
+    """
+    os.environ.update({"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+                       "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
+                       "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
+    scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,
+                           maximise=queue.maximise)
+    trainable = with_resources(with_parameters(Trial, shared=shared), room.resources)
+    Tuner(trainable, tune_config=TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=True),
+          run_config=RunConfig(name="ray", storage_path=queue.ledger.folder.uri, verbose=0,
+                               callbacks=[_Watch(queue)])).fit()
+    queue.ledger.folder.delete("ray")
