@@ -80,8 +80,8 @@ def _split(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
 
 
 RESUME = click.option("--resume", is_flag=False, flag_value="latest", default=None, metavar="[RUN]",
-                      help="Continue one that was stopped: its name or folder, or without one the newest unfinished one "
-                      "of this experiment.")
+                      help="Continue one that was stopped: its name or folder, or without one the newest unfinished "
+                      "one of this experiment.")
 
 
 def _with_resume(words: tuple[str, ...], resume: str | None) -> tuple[str | None, list[str], str | None]:
@@ -157,12 +157,23 @@ def predict(bundle: str, source: str, output: str | None, verbose: bool,
 
 
 @EXPERIMENT
+@RESUME
 @click.option("--families", default="rnn,lstm,gru,transformer", show_default=True, help="Which families, by commas.")
-def compare(words: tuple[str, ...], families: str, verbose: bool) -> dict[str, Any]:
-    """Train every family on the same data with the same settings, and rank them."""
+def compare(words: tuple[str, ...], resume: str | None, families: str, verbose: bool) -> dict[str, Any]:
+    """Search every family with the same budget, train the best settings again, and say which family is best."""
     from workflows.compare import compare as run
-    experiment, overrides = _split(words)
-    return run(experiment, overrides, families=families.split(","), verbose=verbose)
+    experiment, overrides, resume = _with_resume(words, resume)
+    return run(experiment, overrides, families=families.split(","), resume=resume, verbose=verbose)
+
+
+@click.argument("run")
+def report(run: str, verbose: bool) -> dict[str, Any]:
+    """Make the page of a run, a search or a comparison again: RUN is its folder or URI."""
+    from datasets.storage import Storage
+    from workflows.report import write
+    made = write(Storage(run))
+    click.echo(made, err=True)
+    return {"report": made}
 
 
 def schema(verbose: bool) -> None:
@@ -178,6 +189,7 @@ for _name, _function, _example in (
     ("predict", predict, "python -m workflows predict runs/RUN/bundle new.csv -o forecast.csv"),
     ("search", search, "python -m workflows search workflows/experiments/etth1.yaml search.trials=24"),
     ("compare", compare, "python -m workflows compare workflows/experiments/demand.yaml"),
+    ("report", report, "python -m workflows report runs/RUN"),
     ("schema", schema, "python -m workflows schema > experiment.schema.json"),
 ):
     command(main, _name, _example)(_function)

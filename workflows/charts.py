@@ -32,6 +32,7 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
     "ytick.major.size": 0, "xtick.major.size": 3, "lines.linewidth": 1.8, "lines.markersize": 5,
+    "axes.formatter.useoffset": False,
     "lines.solid_capstyle": "round", "lines.dash_capstyle": "round", "axes.xmargin": 0.03, "axes.ymargin": 0.06,
 }
 Dash = Literal["-", "--", ":", "-.", ""]
@@ -150,11 +151,12 @@ def lines(name: str, drawn: Sequence[Line], *, x: str, y: str, caption: str, key
     scale = _Scale(*seen, log=log_y)
     near = {n: v for n, v in (levels or {}).items() if scale.reaches(v, ROOM)}
     caption = " ".join([caption, *_left_out({n: v for n, v in (levels or {}).items() if n not in near}, outside)])
-    width = 2 if sum(line.strong for line in drawn) <= len(FAMILIES) else 1.3
+    strong = sum(line.strong for line in drawn)
+    width, faint = 2 if strong <= len(FAMILIES) else 1.3, min(0.55, max(0.12, 20 / max(1, len(drawn))))
     with _Drawing(name) as drawing:
         axis = drawing.axis(2.6)
         for line in sorted(drawn, key=lambda line: line.strong):
-            _draw_line(axis, line, width)
+            _draw_line(axis, line, width, faint)
         lowest = min(near.values(), default=math.inf)
         scale = scale.around(near.values())
         pads = 0.17 if lowest < scale.at(0.12) else 0.06, 0.09           # room for a name below the lowest line
@@ -187,8 +189,9 @@ def intervals(name: str, rows: Sequence[Row], *, metric: str, caption: str, maxi
                 _beside(axis, row.value, place, number(row.value), right=row.value < scale.at(0.5))
             else:
                 right = row.value > high
-                axis.plot(high if right else low, place, ">" if right else "<", color=MUTED, clip_on=False, zorder=5)
-                _beside(axis, high if right else low, place, number(row.value), right=not right)
+                edge = scale.at(1.06 if right else -0.06)
+                axis.plot(edge, place, ">" if right else "<", color=MUTED, zorder=5)
+                _beside(axis, edge, place, number(row.value), right=not right)
         axis.set_yticks(range(len(rows)), [_short(r.name, 18) for r in rows], color=INK)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         if scale.log:
@@ -200,7 +203,7 @@ def intervals(name: str, rows: Sequence[Row], *, metric: str, caption: str, maxi
         axis.set_xlabel(f"{_short(metric, 30)} ({'higher' if maximise else 'lower'} is better)")
     return drawing.chart(caption, [Key("mean and its interval", Look(INK, "o", "-")),
                                    Key("one seed (hollow)", Look(MUTED, "o", "")),
-                                   *([Key("held against", REFERENCE)] if len(own) < len(rows) else [])])
+                                   *([Key("held against", REFERENCE)] if near else [])])
 
 
 def bars(name: str, values: Mapping[str, float], *, axis_name: str, caption: str, strong: Iterable[str] = (),
@@ -286,14 +289,14 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
     axes = [_Upright(key, [t.get(key) for t in trials], key in set(log))
             for key in dict.fromkeys(k for t in trials for k in t)]
     axes.append(_Upright(metric, list(values), False, clip=_range(values, [], maximise)[0], flip=not maximise))
-    width = max(WIDTH, 1.3 * len(axes) + 0.3)
+    width, faint = max(WIDTH, 1.3 * len(axes) + 0.3), min(0.75, max(0.15, 40 / len(order)))
     with _Drawing(name) as drawing:
         axis = drawing.axis(3.4, width=width)
         for place, i in enumerate(order):
             shade = SHADE[SHADES - 1 - place * SHADES // len(order)]
             best = place == len(order) - 1
             axis.plot(range(len(axes)), [a.places[i] for a in axes], color=SHADE[0] if best else shade,
-                      linewidth=3 if best else 1.1, alpha=1 if best else 0.75, marker="o" if best else "",
+                      linewidth=3 if best else 1.1, alpha=1 if best else faint, marker="o" if best else "",
                       markeredgecolor=CARD, zorder=4 if best else 2, clip_on=False)
         for x, one in enumerate(axes):
             axis.axvline(x, color=MUTED, linewidth=1, zorder=3)
@@ -447,11 +450,11 @@ def _kept(line: Line, log_x: bool, log_y: bool) -> Line:
                    ring=good.index(line.ring) if line.ring in good else None)
 
 
-def _draw_line(axis: Any, line: Line, width: float) -> None:
+def _draw_line(axis: Any, line: Line, width: float, faint: float) -> None:
     look, last = line.look, len(line.x) - 1
     at = slice(0, None, max(1, len(line.x) // 8)) if line.strong else [last] if last >= 0 else []
     axis.plot(line.x, line.y, linestyle=look.dash or "none", color=look.colour, zorder=3 if line.strong else 2,
-              linewidth=width if line.strong else 0.8, alpha=1 if line.strong else 0.55,
+              linewidth=width if line.strong else 0.8, alpha=1 if line.strong else faint,
               marker=look.marker or ("o" if last == 0 else ""), markevery=at, markersize=5 if line.strong else 4,
               markeredgecolor=look.colour if look.marker == "x" else CARD, markeredgewidth=0.8)
     for x, y, (low, high) in zip(line.x, line.y, line.error, strict=False):
@@ -492,11 +495,11 @@ def _beside(axis: Any, x: float, y: float, text: str, *, right: bool) -> None:
                   ha="left" if right else "right", color=INK, annotation_clip=False)
 
 
-def _span(values: Iterable[float], *, least: float = 0.0) -> tuple[float, float]:
+def _span(values: Iterable[float], *, least: float = 0.002) -> tuple[float, float]:
     """The lowest and the highest, never the same: at least `least` of their size apart."""
     found = finite(values) or [0.0, 1.0]
     low, high = min(found), max(found)
-    short = max(least * max(abs(low), abs(high)), 1e-9 * max(1.0, abs(high))) - (high - low)
+    short = (least * max(abs(low), abs(high)) or 1.0) - (high - low)
     return (low - short / 2, high + short / 2) if short > 0 else (low, high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -134,8 +135,9 @@ class Console:
         for heading in ("trial", primary, "epochs", "seconds", *(k.rpartition(".")[2] for k in keys)):
             made.add_column(heading, justify="right", no_wrap=True)
         for r in best[:most]:
-            made.add_row(str(r.number + 1), f"{r.best:.4g}", f"{len(r.history)}{'' if r.status == 'finished' else ' (stopped)'}",
-                         f"{r.seconds:.1f}", *(str(r.settings.get(k, "")) for k in keys))
+            stopped = " (stopped)" if r.status == "stopped" else ""
+            made.add_row(str(r.number + 1), f"{r.best:.4g}", f"{len(r.history)}{stopped}", f"{r.seconds:.1f}",
+                         *(str(r.settings.get(k, "")) for k in keys))
         self.rich.print(made)
         failed = [r for r in records if r.status == "failed"]
         for r in failed[:most]:
@@ -147,6 +149,24 @@ class Console:
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
         self.say(f"report: {result['report']}\nbundle: {result['bundle']}\n"
+                 f"MLflow run: {result['run_id'] or 'not delivered yet'}")
+
+    def compared(self, result: dict[str, Any]) -> None:
+        """What a comparison found: families beside baselines, and the verdict."""
+        sign, judged = -1 if result["maximise"] else 1, result["judged"]
+        methods = {**result["metrics"], **{m: {k: v["mean"] if isinstance(v, dict) else v for k, v in values.items()}
+                                           for m, values in result["baselines"].items()}}
+        ordered = dict(sorted(methods.items(), key=lambda item: sign * item[1].get(judged, sign * math.inf)))
+        rows = {f: result["families"][f] for f in result["ranking"]}
+        more = {
+            "95 % interval": {f: f"{r['metrics'][judged]['low']:.4f} to {r['metrics'][judged]['high']:.4f}"
+                              for f, r in rows.items()},
+            "seconds": {f: f"{r['seconds']:.1f}" for f, r in rows.items()},
+            "ms a row": {f: f"{r['latency_ms']['p50']:.1f}" for f, r in rows.items()}}
+        first = {f: {judged: values[judged]} if judged in values else {} for f, values in ordered.items()}
+        self.rich.print(metrics_table({**first, **best_row({"best_reachable": {
+            k: v for k, v in result["best_reachable"].items() if judged.endswith(f"/{k}")}})}, more))
+        self.say(f"{result['verdict']}\nreport: {result['report']}\nbundle: {result['bundle']}\n"
                  f"MLflow run: {result['run_id'] or 'not delivered yet'}")
 
     def _end_bar(self) -> None:

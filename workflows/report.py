@@ -70,8 +70,8 @@ class Table:
     @property
     def numeric(self) -> list[bool]:
         """Which columns hold figures, and are set to the right."""
-        return [any(c.sort is not None for c in column) and not any(c.style.startswith("chip") for c in column)
-                for column in zip(*self.rows, strict=True)] or [False] * len(self.columns)
+        return [any(c.sort is not None for c in column) for column in zip(*self.rows, strict=True)] or \
+            [False] * len(self.columns)
 
 
 @dataclass(frozen=True)
@@ -506,7 +506,7 @@ def _differences(told: Told) -> list[Any]:
             "What stands at the edge with an arrow lies beyond it.")]))
     if told["differences"]:
         parts.append(Table("differences", ["pair", "difference", "interval", "p", "p adjusted", "reading"], [
-            [Cell(f"{d['a']} − {d['b']}"), _figure(d["difference"]), _interval(d), _chance(d["p"]),
+            [Cell(f"{d['a']} − {d['b']}"), _figure(d["difference"]), _interval(d, full=False), _chance(d["p"]),
              _chance(d["adjusted"]), Cell(_reading(d, told["maximise"]))] for d in told["differences"]]))
     return parts
 
@@ -856,9 +856,9 @@ def _chance(value: Any) -> Cell:
     return Cell(f"{value:.3f}" if value >= 0.0005 else "< 0.001", value) if finite([value]) else Cell("–")
 
 
-def _interval(value: Any) -> Cell:
+def _interval(value: Any, *, full: bool = True) -> Cell:
     low, high = _ends(value)
-    return Cell(f"{number(low, full=True)} to {number(high, full=True)}" if low != high else "", low)
+    return Cell(f"{number(low, full=full)} to {number(high, full=full)}" if low != high else "", low)
 
 
 def _sortable(value: Any) -> float | None:

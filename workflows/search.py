@@ -26,7 +26,7 @@ from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
 from workflows.settings import Search
-from workflows.space import Axis, Settings, axes_of, changed, check, described, importance
+from workflows.space import Axis, Settings, axes_of, changed, check, importance
 
 if TYPE_CHECKING:
     from workflows.trial import Shared
@@ -62,8 +62,8 @@ class Study:
         check(told, axes, experiment.search)
         ranges = [a.key for a in axes if a.key.startswith("dataset.") and a.kind != "choice"]
         if ranges:
-            raise ValueError(f"search.space: {', '.join(ranges)}: each value prepares data of its own; give the values as "
-                             "choice: [...]")
+            raise ValueError(f"search.space: {', '.join(ranges)}: each value prepares data of its own; give the values "
+                             "as choice: [...]")
         return cls(name, {**told, "search": {}}, experiment, axes)
 
     def epochs(self) -> int:
@@ -108,6 +108,11 @@ class Hunt:
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
 
+    @property
+    def concurrent(self) -> int:
+        """Trials at a time."""
+        return min(self.experiment.search.concurrent or self.room.most, self.room.most)
+
     def run(self, stages: list[Stage]) -> None:
         """Run all trials of `stages`.
 
@@ -118,8 +123,8 @@ class Hunt:
         from workflows.train import Interrupted
 
         search = self.experiment.search
-        most = min(search.concurrent or self.room.most, self.room.most)
-        staged = most + 1 if most == self.room.most and self.room.resources.required_resources.get("CPU") else most
+        in_turn = self.concurrent < self.room.most or self.experiment.workers.count > 1
+        staged = self.concurrent if in_turn else self.concurrent + 1        # one more waits for a process
         queue = tuner.Trials(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
@@ -187,7 +192,7 @@ class Hunt:
             "kind": self.kind, "name": self.name, "command": command(self.kind), "experiment": self.experiment.plain(),
             "primary": self.primary, "maximise": self.maximise, "space": search.space,
             "budget": {**{k: getattr(search, k) for k in ("trials", "seconds", "searcher", "scheduler", "seed")},
-                       "concurrent": min(search.concurrent or self.room.most, self.room.most)},
+                       "concurrent": self.concurrent},
             "trials": [asdict(r) for r in self.ledger.records],
             "seconds": round(time.time() - self.started, 1),
             "used": round(sum(r.seconds for r in self.ledger.records), 1),
@@ -210,7 +215,7 @@ class Hunt:
 
 
 @contextmanager
-def hunt(kind: str, told: dict[str, Any], studies: list[Study], experiment: Experiment, *, resume: str | None,
+def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str | None,
          verbose: bool, progress: bool) -> Iterator[Hunt]:
     """Open a search or a comparison: Ray, data, record; closed again whatever happens.
 
@@ -238,8 +243,8 @@ def hunt(kind: str, told: dict[str, Any], studies: list[Study], experiment: Expe
             nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
             made = room(workers, workers.cpus or 1, nodes)
             if made.most < 1:
-                raise ValueError(f"no trial fits: {made.said}; lower workers.count, workers.cpus or workers.gpus, or add "
-                                 "nodes")
+                raise ValueError(f"no trial fits: {made.said}; lower workers.count, workers.cpus or workers.gpus, or "
+                                 "add nodes")
             console.say(f"{name}: {'continued' if resume else 'started'}, in {folder.uri}\n{made.said}")
             folder.write("experiment.yaml", experiment.text().encode())
             tracker = tracking.start(experiment.tracking.uri, spool_of(folder), actor=True,
@@ -351,8 +356,8 @@ def _check_shapes(study: Study, prepared: Any) -> None:
     wrong = [a.key for a in study.axes if a.key.startswith("dataset.") or a.key in ("training.epochs", "training.seed")
              or len({str(shapes({a.key: v})) for v in a.values}) > 1]
     if wrong:
-        raise ValueError(f"search.scheduler=pbt changes settings while a trial trains, and {', '.join(wrong)} cannot be "
-                         "changed then; use another scheduler, or leave them out of search.space")
+        raise ValueError(f"search.scheduler=pbt changes settings while a trial trains, and {', '.join(wrong)} cannot "
+                         "be changed then; use another scheduler, or leave them out of search.space")
 
 
 def search(source: str | Path | Mapping[str, Any] | None = None, *, overrides: list[str] | None = None,
@@ -379,11 +384,9 @@ def search(source: str | Path | Mapping[str, Any] | None = None, *, overrides: l
     if not experiment.search.space:
         raise ValueError(f"{experiment.source}: search.space is empty: say what to search, such as {EXAMPLE}")
     studies = [Study.of("", told)]
-    with hunt("search", told, studies, experiment, resume=resume, verbose=verbose, progress=progress) as opened:
-        search = experiment.search
-        concurrent = min(search.concurrent or opened.room.most, opened.room.most)
-        stage = tuner.Searching("", studies[0].axes, search, told=studies[0].told, ledger=opened.ledger,
-                                primary=opened.primary, maximise=opened.maximise, concurrent=concurrent)
+    with hunt("search", studies, experiment, resume=resume, verbose=verbose, progress=progress) as opened:
+        stage = tuner.Searching("", studies[0].axes, experiment.search, told=studies[0].told, ledger=opened.ledger,
+                                primary=opened.primary, maximise=opened.maximise, concurrent=opened.concurrent)
         opened.run([stage])
         result = _leave_best(opened, trial.finish)
     opened.console.leaderboard(opened.ledger.records, primary=opened.primary, maximise=opened.maximise)
@@ -433,7 +436,7 @@ def _leave_best(opened: Hunt, finish: Any) -> dict[str, Any]:
 
 
 def on_a_worker(opened: Hunt, work: Any, assignment: Any) -> Any:
-    """Do something with a trial where trials run: here on a Ray of this machine's own, else in a task on the cluster."""
+    """Do something with a trial: here on a Ray of this machine's own, else in a task where trials run."""
     gpus = opened.experiment.workers.gpus
     if opened.place.own and not gpus:
         import torch
@@ -450,7 +453,9 @@ def on_a_worker(opened: Hunt, work: Any, assignment: Any) -> Any:
 def command(kind: str) -> str:
     """The command that was given, as it can be given again."""
     program = Path(sys.argv[0]).name == "__main__.py"
-    return f"python -m workflows {tracking.mask(shlex.join(sys.argv[1:]))}" if program else f"workflows.{kind}.{kind}(...)"
+    if program:
+        return f"python -m workflows {tracking.mask(shlex.join(sys.argv[1:]))}"
+    return f"workflows.{kind}.{kind}(...)"
 
 
 def _new_name(kind: str, experiment: Experiment) -> str:
@@ -473,8 +478,8 @@ def _resumed(kind: str, storage: Storage, experiment: Experiment, resume: str) -
         open_ones = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
                      and not (storage / n).exists(done)]
         if not open_ones:
-            raise ValueError(f"--resume: no unfinished {kind} of {experiment.name!r} in {storage.uri}; leave --resume out "
-                             "to start one")
+            raise ValueError(f"--resume: no unfinished {kind} of {experiment.name!r} in {storage.uri}; leave --resume "
+                             "out to start one")
         name = max(open_ones)
     else:
         name = resume.rstrip("/").rpartition("/")[2]

@@ -316,7 +316,7 @@ def _claim(alive: Sequence[_Method], tied: Sequence[str], by_pair: Mapping[tuple
     worse = {name: [o for o in names if o != name and (name, o) in by_pair and by_pair[name, o].significant]
              for name in names}
     if not others and any(worse.values()):                  # the best is sure of nothing, another one is
-        text = f"no significant difference between {best} and {_listed(tied)}{on}"
+        text = f"{best} has the best mean{on}, but is not significantly different from {_listed(tied)}"
     if others and all(set(others) <= set(worse[name]) for name in top):
         return f"{text}; {'both' if len(top) == 2 else 'all'} are better than {_listed(others)}"
     return "; ".join([text, *(f"{name} is better than {_listed(worse[name])}" for name in top if worse[name])])

@@ -860,14 +860,15 @@ def _now() -> int:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether MLflow takes it as the name of a param, metric or tag."""
     path_like = posixpath.normpath(name) == name and name != "." and not name.startswith(("/", ".."))
     return path_like and re.fullmatch(r"[\w.\-: /]{1,250}", name) is not None
 
 
 def _check_names(kind: str, names: Mapping[str, Any]) -> None:
     for name in names:
-        if not _is_name(name):
+        if not is_name(name):
             raise ValueError(
                 f"{kind} name {name!r}: MLflow takes 1 to 250 letters, digits, spaces and _ - . : / "
                 "that read as a relative path (no leading, trailing or double slash, no '..')"

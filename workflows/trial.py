@@ -11,7 +11,6 @@ import math
 import os
 import threading
 import time
-from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path

@@ -502,9 +502,10 @@ def run(queue: Trials, shared: Shared, room: Room, search: Search, axes: list[Ax
     Raises:
         KeyboardInterrupt: Ctrl-C; the ledger knows what was running.
     """
-    os.environ.update({"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-                       "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
-                       "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
+    os.environ.update({
+        "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
     scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,
                            maximise=queue.maximise)
     trainable = with_resources(with_parameters(Trial, shared=shared), room.resources)
