@@ -49,8 +49,8 @@ def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, most: int 
     to length 1, so that rows count alike, whether the model is sure of them or not. What the loss reads of earlier
     steps directly is left out: with pooling over all steps that would hide the memory.
 
-    A step back counts if at least a tenth of the sequences have it; its norm is the mean over these. Rows of weight 0
-    are left out, and those of which nothing reaches the family, or something that is not finite.
+    A step back counts if at least a tenth of the sequences have it; its norm is the mean over these. Rows are left out
+    whose gradient is 0 at all steps of y, as it is where their weight is 0, or is not finite.
 
     Args:
         model: in any mode; mode, carried states and gradients stay as they are. In evaluation it does not drop or draw
@@ -62,10 +62,10 @@ def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, most: int 
         None if no row is left.
     """
     assert most >= 1
-    total, count = torch.zeros(most, dtype=torch.float64), torch.zeros(most, dtype=torch.float64)
     longest, scale = 0, 1.0
     # cuDNN has no backward pass in evaluation.
     with _in_evaluation(model), torch.backends.cudnn.flags(enabled=False):
+        total, count = torch.zeros(2, most, dtype=torch.float64)
         for batch in batches:
             norms, ends, lengths = _gradients(model, batch)
             steps = ends[:, None] - torch.arange(most)                          # (R, K), negative before the first
@@ -94,7 +94,7 @@ def _gradients(model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor, Tens
     rows = torch.arange(len(y), device=y.device)
     u = g[rows, ends.clamp(min=0)].double()                                     # squares of small gradients would be 0
     u = u / u.norm(dim=-1, keepdim=True)
-    kept = (ends >= 0) & (batch.weights > 0).repeat_interleave(len(y) // len(batch.weights)) & u.isfinite().all(-1)
+    kept = (ends >= 0) & u.isfinite().all(-1)
     back = torch.zeros_like(y)
     back[rows[kept], ends[kept]] = u[kept].to(y.dtype)
     norms = torch.autograd.grad(y, x, back)[0].double().norm(dim=-1)            # (R, T)
@@ -130,7 +130,7 @@ def _in_evaluation(model: SequenceModel) -> Iterator[None]:
     model.carried = Carried()
     model.eval()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False):                   # turns gradients on, too
             yield
     finally:
         model.carried = carried

@@ -249,8 +249,6 @@ def costs(name: str, points: Sequence[Point], *, cost: str, metric: str, maximis
                 axis.plot([p.cost, p.cost], [p.low, p.high], color=p.look.colour, linewidth=2.2, zorder=2.5)
             if p.name and p.name == ring:
                 axis.plot(p.cost, p.value, "o", markersize=12, fillstyle="none", color=INK, zorder=4)
-        for p in [p for p in best if p.name][-6:]:
-            axis.annotate(_short(p.name, 14), (p.cost, p.value), (6, 5), textcoords="offset points")
         if len(points) and max(p.cost for p in points) > 8 * min(p.cost for p in points):
             _log(axis, "x", [p.cost for p in points])
         else:
@@ -259,6 +257,7 @@ def costs(name: str, points: Sequence[Point], *, cost: str, metric: str, maximis
         if scale.log:
             _log(axis, "y", scale.ends(0.08, 0.12))
         axis.set_ylim(*scale.ends(0.08, 0.12))
+        _name_points(axis, [p for p in best if p.name])
         axis.set(title=f"{_short(metric, 30)} ({'higher' if maximise else 'lower'} is better)", xlabel=cost)
     return drawing.chart(" ".join([caption, *_left_out({}, outside)]), [*keys, Key("the front", Look(INK, "", "-"))])
 
@@ -273,7 +272,7 @@ def front(points: Sequence[Point], *, maximise: bool) -> list[Point]:
 
 
 def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[float], *, metric: str, maximise: bool,
-             caption: str, log: Iterable[str] = ()) -> Chart:
+             caption: str, scales: Mapping[str, bool] | None = None) -> Chart:
     """Parallel coordinates: an upright axis a setting, the last one the metric; a line a trial, its colour by rank.
 
     Args:
@@ -283,13 +282,14 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
         metric: what they are called.
         maximise: whether higher is better.
         caption: what to say below.
-        log: settings drawn on a logarithmic axis.
+        scales: settings drawn on a scale, and whether it is logarithmic; the others' values stand side by side.
     """
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=not maximise)        # the best is drawn last
-    axes = [_Upright(key, [t.get(key) for t in trials], key in set(log))
+    axes = [_Upright(key, [t.get(key) for t in trials], log=(scales or {}).get(key))
             for key in dict.fromkeys(k for t in trials for k in t)]
-    axes.append(_Upright(metric, list(values), False, clip=_range(values, [], maximise)[0], flip=not maximise))
-    width, faint = max(WIDTH, 1.3 * len(axes) + 0.3), min(0.75, max(0.15, 40 / len(order)))
+    axes.append(_Upright(metric, list(values), log=False, clip=_range(values, [], maximise)[0], flip=not maximise))
+    wide = len(axes) > 3
+    width, faint = 1.3 * len(axes) + 0.3 if wide else WIDTH, min(0.75, max(0.15, 40 / len(order)))
     with _Drawing(name) as drawing:
         axis = drawing.axis(3.4, width=width)
         for place, i in enumerate(order):
@@ -308,14 +308,14 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
         axis.set(yticks=[], xlim=(-0.08, len(axes) - 0.42), ylim=(-0.03, 1.03))
         axis.grid(visible=False)
         axis.spines.bottom.set_visible(False)
-    return replace(drawing.chart(caption, [Key("the best", Look(SHADE[0], "o", "-"))]), wide=True,
+    return replace(drawing.chart(caption, [Key("the best", Look(SHADE[0], "o", "-"))]), wide=wide,
                    shades=(f"best {number(values[order[-1]])}", f"worst {number(values[order[0]])}"))
 
 
 class _Upright:
     """One axis of parallel coordinates: where each trial's value lies in 0..1, and what is written beside."""
 
-    def __init__(self, key: str, values: list[Any], log: bool, *, clip: tuple[float, float] | None = None,
+    def __init__(self, key: str, values: list[Any], *, log: bool | None, clip: tuple[float, float] | None = None,
                  flip: bool = False) -> None:
         self.key = key
         there = [v for v in values if v is not None]
@@ -323,8 +323,8 @@ class _Upright:
         numeric = bool(there) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
         self.floor = 0.13 if missing else 0.0            # "not set" lies below all values
         self.ticks: list[tuple[str, float]] = [("not set", 0.0)] if missing else []
-        if numeric and (len(set(there)) > FEW or clip):
-            place = self._numbers(clip or (min(there), max(there)), log, flip)
+        if numeric and (len(set(there)) > (FEW if log is None else 1) or clip):
+            place = self._numbers(clip or (min(there), max(there)), bool(log), flip)
         else:
             names = [_value(v) for v in sorted(set(there))] if numeric else sorted({_value(v) for v in there})
             spots = {n: self._at((i + 0.5) / len(names)) for i, n in enumerate(names)}
@@ -488,6 +488,16 @@ def _draw_interval(axis: Any, place: int, row: Row, look: Look) -> None:
     if len(row.single) > 1:
         axis.plot(row.single, [place + 0.22] * len(row.single), look.marker, color=look.colour, fillstyle="none",
                   markersize=5, markeredgewidth=1.2)
+
+
+def _name_points(axis: Any, points: Sequence[Point]) -> None:
+    """The names of points, the best first, where there is room for them."""
+    taken: list[tuple[float, float]] = []
+    for p in reversed(points):
+        x, y = axis.transData.transform((p.cost, p.value)) * 72 / axis.figure.dpi
+        if all(abs(x - a) > 34 or abs(y - b) > 14 for a, b in taken):
+            taken.append((x, y))
+            axis.annotate(_short(p.name, 6), (p.cost, p.value), (6, 5), textcoords="offset points")
 
 
 def _beside(axis: Any, x: float, y: float, text: str, *, right: bool) -> None:

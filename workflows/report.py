@@ -27,6 +27,7 @@ from workflows.tracking import without_secrets
 Told = dict[str, Any]                                     # what a run has left, read from its JSON
 FILES = {"compare": "compare.json", "search": "search.json", "train": "result.json"}
 OTHER, STOPPED = Look(charts.MUTED), Look(charts.MUTED, "x")
+NOTHING: Told = {"metrics": {}, "baselines": {}, "best_reachable": {}, "importance": {}, "signatures": {}, "notes": []}
 BAD = ("failed", "unfinished")
 MANY = 40                                                 # settings that a page shows in columns at most
 ALTERNATIVES = {
@@ -118,9 +119,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the template shows. `facts` are (what, figure, remark)."""
+    """All that the template shows: of which experiment and run, and `facts`, which are (what, figure, remark)."""
 
     name: str
+    run: str
     kind: str
     verdict: str
     facts: Sequence[tuple[str, str, str]] = ()
@@ -166,10 +168,10 @@ def _told(run: Storage) -> tuple[str, Told]:
         raise ValueError(f"{run.uri}: {FILES[kind]} cannot be read ({error}); run it again, or resume it") from None
     if kind == "train":
         told["experiment"] = yaml.safe_load(run.read("experiment.yaml"))
-        told["name"] = told["experiment"]["name"]
+        told["name"] = run.uri.rstrip("/").rpartition("/")[2]
         told["command"] = "python -m workflows train experiment.yaml"
         told["tracking"] = told["experiment"].get("tracking", {}).get("uri", "")
-    return kind, _clean(told)
+    return kind, {**NOTHING, **_clean(told)}
 
 
 def _clean(value: Any) -> Any:
@@ -195,17 +197,15 @@ def _train(told: Told, run: Storage) -> Page:
              ("trained for", _seconds(told["seconds"]), f"{told['steps']:,} steps"),
              ("parameters", number(told["parameters"]), _model(told["experiment"])),
              ("speed", number(max(speeds)) if speeds else "–", "rows a second")]
-    run_name = run.uri.rstrip("/").rpartition("/")[2]
     record = told.get("run_id") or "look it up by its tag, rondo.run"
-    return Page(told["name"], "training", _train_verdict(told, judged, value), facts, [
+    return Page(told["experiment"]["name"], told["name"], "training", _train_verdict(told, judged, value), facts, [
         Section("scores", "Scores", _scores(told, judged)),
         Section("learning", "Learning curves", _learning(told, history)),
         Section("examples", "Example predictions", _examples(run, {"": "pictures"})),
         Section("runs", "Runs", [Words(_recorded(told)), Table(
-            "runs", ["run", "MLflow run"], [[Cell(run_name), Cell(record, style="id")]])]),
+            "runs", ["run", "MLflow run"], [[Cell(told["name"]), Cell(record, style="id")]])]),
         _reproduce(told),
-        Section("notes", "Notes", _notes([*told.get("notes", []),
-                                          *(f"{k}: {v}" for k, v in told["signatures"].items())])),
+        Section("notes", "Notes", _notes(told)),
     ])
 
 
@@ -280,7 +280,7 @@ def _search(told: Told, run: Storage) -> Page:
         value = told["metrics"].get(judged)
         facts = [(f"validation/{told['primary']}", number(best["best"]), f"best, of trial {best['number']}"),
                  (judged, number(value), _held_against(told, judged, value)), *facts]
-    return Page(told["name"], "search", _search_verdict(told, best, judged), facts, [
+    return Page(told["experiment"]["name"], told["name"], "search", _search_verdict(told, best, judged), facts, [
         Section("leaderboard", "Leaderboard", [*_leaderboard(told, trials), *_failures(trials)]),
         Section("scores", "The best model", _scores(told, judged) if best is not None else []),
         Section("learning", "Learning curves", _trial_curves(told, trials, best)),
@@ -290,7 +290,7 @@ def _search(told: Told, run: Storage) -> Page:
         Section("budget", "Budget and space", _budget(told)),
         Section("runs", "Runs", [Words(_recorded(told)), _trial_runs(told, trials)]),
         _reproduce(told),
-        Section("notes", "Notes", _notes(told["notes"])),
+        Section("notes", "Notes", _notes(told)),
     ])
 
 
@@ -369,32 +369,26 @@ def _settings(told: Told, trials: list[Told]) -> list[Any]:
     """Which settings lead where: parallel coordinates, and how much each matters."""
     primary = f"validation/{told['primary']}"
     ran = _ranked(trials, told["maximise"])
-    parts: list[Any] = []
     studies = list(dict.fromkeys(t["study"] for t in ran))
     given = [{**({"family": t["study"]} if len(studies) > 1 else {}), **t["settings"]} for t in ran]
-    if len(ran) > 1 and any(given):
-        log = [k for k, v in _distributions(told).items() if any("log" in str(name) for name in v)]
-        parts.append(Charts([charts.parallel(
-            "parallel", given, [float(t["best"]) for t in ran], metric=primary, maximise=told["maximise"], log=log,
-            caption=f"Every line is a trial, from its settings on the left to its {primary} on the right, where the "
-            "best is at the top. “not set”: a setting that has no part in that trial.")]))
-    found = told["importance"]
-    by_family = {f: v for f, v in found.items() if isinstance(v, dict)} or {"": found}
     made = []
-    for number_, (family, shares) in enumerate(by_family.items()):
-        good = {k: float(v) for k, v in shares.items() if finite([v])}
-        if good:
-            names = _short_names(good)
-            ordered = {names[k]: v for k, v in sorted(good.items(), key=lambda item: -item[1])[:12]}
-            made.append(charts.bars(
-                f"importance-{number_}", ordered, axis_name=f"importance{f', {family}' if family else ''}", share=True,
-                strong=ordered, caption="How much of the differences between trials each setting explains"
-                f"{f', for {family}' if family else ''}. With few trials this is a hint, no proof."))
-    if made:
-        parts.append(Charts(made))
-    elif parts:
-        parts.append(Words("There were too few trials to tell how much each setting matters."))
-    return parts
+    if len(ran) > 1 and any(given):
+        scales = {k: any("log" in name for name in v) for k, v in told["space"].items() if "choice" not in v}
+        made.append(charts.parallel(
+            "parallel", given, [float(t["best"]) for t in ran], metric=primary, maximise=told["maximise"],
+            scales=scales, caption=f"Every line is a trial, from its settings on the left to its {primary} on the right, where the "
+            "best is at the top. “not set”: a setting that has no part in that trial."))
+    found = {k: float(v) for k, v in told["importance"].items() if finite([v])}
+    if found:
+        names = _short_names(found)
+        ordered = {names[k]: v for k, v in sorted(found.items(), key=lambda item: -item[1])[:12]}
+        made.append(charts.bars(
+            "importance", ordered, axis_name="importance", share=True, strong=ordered,
+            caption="How much of the differences between trials each setting explains"
+            f"{', on average over families' if len(studies) > 1 else ''}. With few trials this is a hint, no proof."))
+    wide = [Charts([c]) for c in made if c.wide]
+    words = [] if found or not made else [Words("There were too few trials to tell how much each setting matters.")]
+    return [*wide, *([Charts(rest)] if (rest := [c for c in made if not c.wide]) else []), *words]
 
 
 def _trial_costs(told: Told, trials: list[Told]) -> list[Any]:
@@ -423,7 +417,9 @@ def _compare(told: Told, run: Storage) -> Page:
     final = [t for t in told["trials"] if t["phase"] == "final"]
     searched = [t for t in told["trials"] if t["phase"] != "final"]
     board = [Folded(f"All {len(searched)} trials of the search", _leaderboard(told, searched))] if searched else []
-    return Page(told["name"], "comparison", told["verdict"] or verdict, _compare_facts(told, good), [
+    if told["verdict"]:
+        verdict = told["verdict"] + ("" if told["verdict"].endswith((".", "!", "?")) else ".")
+    return Page(told["experiment"]["name"], told["name"], "comparison", verdict, _compare_facts(told, good), [
         Section("leaderboard", "Leaderboard", [_families_table(told), *_repeats(told), *_failures(told["trials"])]),
         Section("differences", "How sure the ranking is", _differences(told)),
         Section("lengths", "By length", _lengths(told)),
@@ -436,7 +432,7 @@ def _compare(told: Told, run: Storage) -> Page:
         Section("runs", "Runs", [Words(_recorded(told)), *_seed_runs(told),
                                  Folded("All trials", [_trial_runs(told, told["trials"])])]),
         _reproduce(told),
-        Section("notes", "Notes", _notes(told["notes"])),
+        Section("notes", "Notes", _notes(told)),
     ])
 
 
@@ -465,29 +461,28 @@ def _families_table(told: Told) -> Table:
         f = families[family]
         runs = "MLflow runs: " + ", ".join(str(s["run_id"]) for s in f["seeds"])
         rows.append([Cell(family, title=runs), _metric(_mean(f, judged), runs), _interval(f["metrics"].get(judged)),
-                     *(_metric(_mean(f, k), runs) for k in more), _figure(f["parameters"]),
-                     _duration(f["seconds"]), _figure(f["rows_per_second"]),
-                     *(_figure((f["latency_ms"] or {}).get(q)) for q in ("p50", "p95")),
-                     _size(f["memory"])])
+                     _duration(f["seconds"]), _figure(f["parameters"]), _figure(f["rows_per_second"]),
+                     *(_figure((f["latency_ms"] or {}).get(q)) for q in ("p50", "p95")), _size(f["memory"]),
+                     *(_metric(_mean(f, k), runs) for k in more)])
     empty = [Cell("")] * 6
     for family in [f for f in families if f not in good]:
         reason = families[family]["failed"] or "no result"
         rows.append([Cell(family), Cell("failed", title=reason, style="chip failed"), Cell(reason, style="long"),
-                     *[Cell("")] * len(more), *empty])
+                     *empty, *[Cell("")] * len(more)])
     for method, values in _baselines_by_merit(told):
         rows.append([Cell(method, style="quiet"), _metric(_middle(values.get(judged))), _interval(values.get(judged)),
-                     *(_metric(_middle(values.get(k))) for k in more), *empty])
+                     *empty, *(_metric(_middle(values.get(k))) for k in more)])
     if told["best_reachable"]:
         reach = told["best_reachable"]
         rows.append([Cell("best reachable", style="quiet"), _metric(reach.get(metric)), Cell(""),
-                     *(_metric(reach.get(k.rpartition("/")[2])) for k in more), *empty])
-    columns = ["family", judged, "interval", *(k.rpartition("/")[2] for k in more), "parameters", "trained", "rows/s",
-               "latency p50, ms", "p95, ms", "peak memory"]
+                     *empty, *(_metric(reach.get(k.rpartition("/")[2])) for k in more)])
+    columns = ["family", judged, "interval", "trained", "parameters", "rows/s", "latency p50, ms", "p95, ms",
+               "peak memory", *(k.rpartition("/")[2] for k in more)]
     return Table("families", columns, rows, frozenset([0] if good else []))
 
 
 def _repeats(told: Told) -> list[Any]:
-    return [Words(f"Run again, the figures may differ: {told['repeatable']}")] if told["repeatable"] else []
+    return [Words(told["repeatable"])] if told["repeatable"] else []
 
 
 def _differences(told: Told) -> list[Any]:
@@ -512,9 +507,9 @@ def _differences(told: Told) -> list[Any]:
 
 
 def _reading(d: Told, maximise: bool) -> str:
-    if not finite([d["adjusted"], d["difference"]]):
+    if not finite([d["adjusted"]]) or not finite([d["difference"]]):
         return "cannot be told"
-    if d["adjusted"] >= 0.05:
+    if not d["significant"]:
         return "may be chance"
     return f"{d['a'] if (d['difference'] > 0) == maximise else d['b']} is better"
 
@@ -535,10 +530,10 @@ def _lengths(told: Told) -> list[Any]:
                           error=[_ends(v) for _, v in points]))
     xs = [v for line in drawn for v in line.x]
     return [Charts([charts.lines(
-        "lengths", drawn, x="length of the sequence", y=judged, keys=[Key(f, shown[f]) for f in families],
+        "lengths", drawn, x=told["across"], y=judged, keys=[Key(f, shown[f]) for f in families],
         log_x=numeric and min(xs) > 0 and max(xs) > 8 * min(xs), maximise=told["maximise"],
         levels=_reachable(told, judged),
-        caption=f"{judged} on sequences of each length, with its interval over seeds; {_better(told['maximise'])}.")])]
+        caption=f"{judged} for each {told['across']}, with its interval; {_better(told['maximise'])}.")])]
 
 
 def _family_curves(told: Told, final: list[Told]) -> list[Any]:
@@ -559,15 +554,20 @@ def _horizon(told: Told) -> list[Any]:
     there = {f: v["horizon"] for f, v in told["families"].items() if v.get("horizon") and v["horizon"]["norms"]}
     if not there:
         return []
-    drawn = [Line([i * (h.get("ratio") or 1) for i in range(len(h["norms"]))], h["norms"], shown[f])
-             for f, h in there.items()]
-    keys = [Key(f"{f}: {number(h['reach'])} steps", shown[f]) for f, h in there.items()]
-    patched = sorted({h.get("ratio") or 1 for h in there.values()} - {1})
+    drawn = [Line([i * h["scale"] for i in range(len(h["norms"]))], h["norms"], shown[f]) for f, h in there.items()]
+    keys = [Key(f"{f}: reach {_reach(h)}", shown[f]) for f, h in there.items()]
     return [Charts([charts.lines(
-        "horizon", drawn, x="steps back in the data", y="share of the newest step's influence", log_y=True, keys=keys,
-        caption="How much the output still depends on an input that lies so many steps back (the size of its gradient, "
-        "the newest step being 1). The number beside each name is its reach, in steps of the model"
-        + (f", each of {' or '.join(number(r) for r in patched)} steps of the data." if patched else "."))])]
+        "horizon", drawn, x="steps back in the data", y="influence on the output, the largest being 1", log_y=True,
+        keys=keys, caption="How much the output still depends on an input that lies so many steps back: the size of "
+        "its gradient, averaged over rows. 95 % of all influence lies within a family's reach.")])]
+
+
+def _reach(horizon: Told) -> str:
+    """In steps of the model, and of the data where those are others."""
+    reach, scale = horizon["reach"], horizon["scale"]
+    steps = f"{number(reach)} step{'' if reach == 1 else 's'}"
+    whole = f"{steps} of {number(scale)}, {number(reach * scale)} of the data" if finite([reach]) else steps
+    return steps if scale == 1 else whole
 
 
 def _family_costs(told: Told) -> list[Any]:
@@ -579,11 +579,11 @@ def _family_costs(told: Told) -> list[Any]:
         "seconds of training": lambda f: f["seconds"], "parameters": lambda f: f["parameters"],
         "latency p50, ms": lambda f: (f["latency_ms"] or {}).get("p50")}
     for name, cost in costs.items():
-        points = [Point(float(cost(families[f])), _mean(families[f], judged), f, shown[f],
-                        *_ends(families[f]["metrics"].get(judged)))
-                  for f in _by_merit(told) if finite([cost(families[f])]) and cost(families[f]) > 0]
+        there = [f for f in _by_merit(told) if finite([cost(families[f])]) and cost(families[f]) > 0]
+        points = [Point(float(cost(families[f])), _mean(families[f], judged), "", shown[f],
+                        *_ends(families[f]["metrics"].get(judged))) for f in there]
         if len(points) > 1:
-            keys = [Key(p.name, Look(p.look.colour, p.look.marker, "")) for p in points]
+            keys = [Key(f, replace(shown[f], dash="")) for f in there]
             made.append(charts.costs(
                 f"families-{name}", points, cost=name, metric=judged, maximise=told["maximise"], keys=keys,
                 caption=f"{judged} of each family, with its interval, against {name}. No family on the line is beaten "
@@ -648,20 +648,11 @@ def _budget(told: Told) -> list[Any]:
     text = f"The budget: {', '.join(said)}. " if said else ""
     text += (f"Of {len(told['trials']):,} trials, {_counts(told['trials'])}. They trained for "
              f"{_seconds(told['used'])} in all; the whole took {_seconds(told['seconds'])} by the clock.")
-    space = _distributions(told)
-    rows = [[Cell(k), Cell(_choice(v), style="long"), Cell(_when(v), style="long")] for k, v in space.items()]
+    rows = [[Cell(k), Cell(_choice(v), style="long"), Cell(_when(v), style="long")] for k, v in told["space"].items()]
     if not rows:
         return [Words(text), Words("No settings were tuned.")]
     return [Words(text), Words("What was tuned, and where it was looked for; all else stood as in the experiment:"),
             Table("space", ["setting", "from", "only when"], rows)]
-
-
-def _distributions(told: Told) -> dict[str, Told]:
-    """The space, setting by setting; one that differs by family is told for each."""
-    space = told["space"]
-    if space and set(space) <= set(told.get("families", {})):
-        return {f"{family}: {k}": v for family, inner in space.items() for k, v in inner.items()}
-    return {k: v if isinstance(v, dict) else {"choice": v} for k, v in space.items()}
 
 
 def _choice(distribution: Told) -> str:
@@ -711,8 +702,9 @@ def _reproduce(told: Told) -> Section:
     return Section("reproduce", "Do it again", parts)
 
 
-def _notes(notes: Iterable[str]) -> list[Any]:
-    return [Words(n) for n in notes if n]
+def _notes(told: Told) -> list[Any]:
+    """What came up on the way, and how exactly metrics are computed where their library says so."""
+    return [Words(n) for n in [*told["notes"], *(f"{k}: {v}" for k, v in told["signatures"].items())]]
 
 
 def _judged(told: Told, metrics: Told) -> str:

@@ -125,7 +125,7 @@ class Hunt:
         search = self.experiment.search
         in_turn = self.concurrent < self.room.most or self.experiment.workers.count > 1
         staged = self.concurrent if in_turn else self.concurrent + 1        # one more waits for a process
-        queue = tuner.Trials(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
+        queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
         try:
@@ -355,6 +355,11 @@ def _check_shapes(study: Study, prepared: Any) -> None:
 
     wrong = [a.key for a in study.axes if a.key.startswith("dataset.") or a.key in ("training.epochs", "training.seed")
              or len({str(shapes({a.key: v})) for v in a.values}) > 1]
+    conditional = [a.key for a in study.axes if a.when]
+    if conditional:
+        raise ValueError(f"search.scheduler=pbt changes every setting while a trial trains, so "
+                         f"{', '.join(conditional)} cannot depend on others (when); use another scheduler, or leave "
+                         "the condition out")
     if wrong:
         raise ValueError(f"search.scheduler=pbt changes settings while a trial trains, and {', '.join(wrong)} cannot "
                          "be changed then; use another scheduler, or leave them out of search.space")

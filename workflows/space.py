@@ -59,7 +59,15 @@ class Axis:
         log = self.kind.startswith("log")
         if RANGES[self.kind] is int:
             return trial.suggest_int(self.key, low, high, log=log)
-        return min(high, max(low, float(f"{trial.suggest_float(self.key, low, high, log=log):.{DIGITS - 1}e}")))
+        return self.nearest(trial.suggest_float(self.key, low, high, log=log))
+
+    def nearest(self, value: Any) -> Any:
+        """The nearest value inside, as a person would write it."""
+        if self.kind == "choice":
+            return value
+        low, high = self.values
+        inside = min(high, max(low, value))
+        return round(inside) if RANGES[self.kind] is int else min(high, max(low, float(f"{inside:.{DIGITS - 1}e}")))
 
     def distribution(self) -> Any:
         """The same as optuna's distribution."""

@@ -88,12 +88,12 @@ class Trial(Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         assert shared is not None
-        self.shared, self.assignment = shared, Assignment(**config)
+        self.shared, self.assignment = shared, Assignment(**config["trial"])
         self.run: _Run | None = None
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         self.cleanup()
-        self.assignment = Assignment(**config)
+        self.assignment = Assignment(**config["trial"])
         return True
 
     def step(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-from ray.tune import Callback, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
 from ray.tune.search import Searcher
 
@@ -219,15 +219,15 @@ class Finals:
         """Nothing is learnt from it."""
 
 
-class Trials(Searcher):  # type: ignore[misc]
-    """The queue that Tune asks for trials, and tells of their results; the one writer of the ledger.
+class Queue:
+    """What is to be tried, and what comes of it; the one writer of the ledger.
 
     Args:
         stages: in order.
         ledger: of the search.
         begin: puts a new trial, or one that goes on, on record.
         tracker: of the record; name: of the search.
-        most: trials that may be given out at a time; None: as many as Tune asks for.
+        most: trials that may be given out at a time; None: as many as are asked for.
         keep: best trials of each study whose checkpoints stay.
         maximise: whether the highest value is best.
         scheduler: its name, for the reason why a trial was stopped.
@@ -237,19 +237,24 @@ class Trials(Searcher):  # type: ignore[misc]
     def __init__(self, stages: Sequence[Stage], ledger: Ledger, *, begin: Callable[[Record], None], tracker: Recorder,
                  name: str, most: int | None, keep: int, maximise: bool, scheduler: str,
                  watch: Callable[[Record], None]) -> None:
-        super().__init__()
         self.stages, self.ledger, self.begin, self.tracker, self.name = stages, ledger, begin, tracker, name
         self.most, self.keep, self.maximise, self.scheduler, self.watch = most, keep, maximise, scheduler, watch
-        self.running: dict[str, Record] = {}           # Tune's name of a trial -> its record
+        self.running: dict[int, Record] = {}
         self.waiting = [r for r in ledger.records if not r.over]
         self.pruned: set[int] = set()
 
-    def suggest(self, trial_id: str) -> Any:
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to be given out."""
+        return not self.waiting and all(s.exhausted for s in self.stages)
+
+    def next(self) -> Assignment | None:
+        """The next trial; None where there is none now."""
         if self.most is not None and len(self.running) >= self.most:
             return None
         if self.waiting:
             record = self.waiting.pop(0)
-            return self._give(trial_id, record, self._stage(record).deadline())
+            return self._give(record, self._stage(record).deadline())
         for stage in self.stages:
             if stage.exhausted or not stage.ready():
                 continue
@@ -258,23 +263,23 @@ class Trials(Searcher):  # type: ignore[misc]
             if settings is None:
                 stage.exhausted = True
                 continue
-            record = Record(number, stage.study, stage.phase, settings=settings)
-            return self._give(trial_id, record, stage.deadline())
-        return Searcher.FINISHED if all(s.exhausted for s in self.stages) else None
+            return self._give(Record(number, stage.study, stage.phase, settings=settings), stage.deadline())
+        return None
 
-    def _give(self, trial_id: str, record: Record, deadline: float | None) -> dict[str, Any]:
+    def _give(self, record: Record, deadline: float | None) -> Assignment:
         record.started = record.started or time.time()
-        self.running[trial_id] = record
+        self.running[record.number] = record
         self.begin(record)
         self.ledger.write(record)
-        return asdict(Assignment(record.number, record.study, record.settings, record.phase == "final", deadline))
+        return Assignment(record.number, record.study, record.settings, record.phase == "final", deadline)
 
     def _stage(self, record: Record) -> Stage:
         return next(s for s in self.stages if (s.study, s.phase) == (record.study, record.phase))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        record = self.running[trial_id]
-        self._take(record, json.loads(result["told"]))
+    def moved(self, number: int, told: dict[str, Any]) -> None:
+        """A trial has told of an epoch."""
+        record = self.running[number]
+        self._take(record, told)
         self.watch(record)
 
     def _take(self, record: Record, told: dict[str, Any]) -> None:
@@ -282,11 +287,16 @@ class Trials(Searcher):  # type: ignore[misc]
             if told.get(name) is not None:
                 setattr(record, name, told[name])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error or trial_id not in self.running:
-            return                                     # an error is told with its reason: see `failed`
-        told = json.loads(result["told"]) if result and "told" in result else {"failed": "it ended without a result"}
-        record = self.running.pop(trial_id)
+    def changed(self, number: int, settings: Settings) -> None:
+        """A trial goes on with other settings."""
+        record = self.running[number]
+        if record.settings != settings:
+            record.settings = dict(settings)
+            self.ledger.write(record)
+
+    def ended(self, number: int, told: dict[str, Any]) -> None:
+        """A trial is over: what it told last."""
+        record = self.running.pop(number)
         self._take(record, told)
         if "failed" in told:
             record.status, record.reason = "failed", told["failed"]
@@ -297,30 +307,22 @@ class Trials(Searcher):  # type: ignore[misc]
         else:
             record.status = "finished"
         final = told.get("final")
-        if isinstance(final, dict):
+        if final is not None:
             record.metrics, record.baselines = final["metrics"], final["baselines"]
-        self._end(record)
-
-    def failed(self, trial_id: str, why: str) -> None:
-        """Tune lost a trial's process."""
-        record = self.running.pop(trial_id, None)
-        if record is not None:
-            record.status, record.reason = "failed", why
-            self._end(record)
-
-    def _end(self, record: Record) -> None:
         record.ended = time.time()
         self._stage(record).tell(record)
         self.ledger.write(record)
         self._prune(record.study)
-        tags = {"rondo.status": record.status, **({"rondo.reason": record.reason} if record.reason else {})}
-        if record.metrics:
-            step = int(record.history[-1]["step"]) + 1
-            self.tracker.metrics(trial_key(self.name, record.number),
-                                 {k: v for k, v in record.metrics.items() if k != "train/loss"}, step)
-        self.tracker.end(trial_key(self.name, record.number), "FAILED" if record.status == "failed" else "FINISHED",
-                         tags=tags, wait=False)
+        self._put_on_record(record)
         self.watch(record)
+
+    def _put_on_record(self, record: Record) -> None:
+        key = trial_key(self.name, record.number)
+        if record.metrics:
+            own = {k: v for k, v in record.metrics.items() if k != "train/loss"}
+            self.tracker.metrics(key, own, int(record.history[-1]["step"]) + 1)
+        tags = {"rondo.status": record.status, **({"rondo.reason": record.reason} if record.reason else {})}
+        self.tracker.end(key, "FAILED" if record.status == "failed" else "FINISHED", tags=tags, wait=False)
 
     def _prune(self, study: str) -> None:
         """Keep the checkpoints of the best trials and of those that run; a final one has its bundle."""
@@ -332,15 +334,22 @@ class Trials(Searcher):  # type: ignore[misc]
                 for part in ("checkpoints", "ray"):
                     folder_of(self.ledger.folder, record.number).delete(part)
 
-    def set_scheduler_config(self, trial_id: str, config: dict[str, Any]) -> None:
-        """Population-based training gave a trial other settings."""
-        record = self.running.get(trial_id)
-        if record is not None and record.settings != config["settings"]:
-            record.settings = dict(config["settings"])
-            self.ledger.write(record)
 
-    def __reduce__(self) -> Any:
-        return object, ()                              # Tune keeps a copy of what it was given, which nobody reads
+class _Asked(Searcher):  # type: ignore[misc]
+    """Where Tune asks for trials."""
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def suggest(self, trial_id: str) -> Any:
+        given = self.queue.next()
+        if given is None:
+            return Searcher.FINISHED if self.queue.exhausted else None
+        return {"trial": asdict(given)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The callback below hears of it, too, and of the reason."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a search goes on from."""
@@ -348,18 +357,35 @@ class Trials(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search goes on from its ledger")
 
+    def __reduce__(self) -> Any:
+        return object, ()                              # Tune keeps a copy of what it was given, which nobody reads
 
-class _Watch(Callback):  # type: ignore[misc]
-    """Tells the queue of what Tune does not tell searchers."""
 
-    def __init__(self, queue: Trials) -> None:
+class _Told(tune.Callback):  # type: ignore[misc]
+    """Where Tune tells of trials."""
+
+    def __init__(self, queue: Queue) -> None:
         self.queue = queue
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.queue.failed(trial.trial_id, lost(trial.get_error() or RuntimeError("its process died")))
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.queue.set_scheduler_config(trial.trial_id, trial.config)
+        given = trial.config["trial"]
+        self.queue.changed(given["number"], given["settings"])
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any],
+                        **info: Any) -> None:
+        self.queue.moved(trial.config["trial"]["number"], json.loads(result["told"]))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        told = trial.last_result.get("told")
+        nothing = {"failed": "it ended before its first epoch"}
+        self.queue.ended(trial.config["trial"]["number"], json.loads(told) if told else nothing)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error() or RuntimeError("its process died")
+        self.queue.ended(trial.config["trial"]["number"], {"failed": lost(error)})
+
+    def __reduce__(self) -> Any:
+        return object, ()
 
 
 def lost(error: Exception) -> str:
@@ -383,8 +409,8 @@ class _PerStudy(FIFOScheduler):  # type: ignore[misc]
         self.make, self.own = make, {}                 # type: ignore[var-annotated]
 
     def _of(self, config: dict[str, Any]) -> Any:
-        study = config["study"]
-        if config["final"]:
+        study = config["trial"]["study"]
+        if config["trial"]["final"]:
             return FIFOScheduler()
         if study not in self.own:
             self.own[study] = self.make()
@@ -406,12 +432,25 @@ class _PerStudy(FIFOScheduler):  # type: ignore[misc]
         self._of(trial.config).on_trial_remove(controller, trial)
 
 
+class _Population(PopulationBasedTraining):  # type: ignore[misc]
+    """Population-based training within the space; a trial that goes on from another's weights stays itself."""
+
+    def __init__(self, axes: list[Axis], **how: Any) -> None:
+        super().__init__(hyperparam_mutations={"trial": {"settings": {a.key: _domain(a) for a in axes}}}, **how)
+        self.axes = axes
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        settings = {a.key: a.nearest(config["trial"]["settings"][a.key]) for a in self.axes}
+        return {"trial": {**trial.config["trial"], "settings": settings}}, operations
+
+
 class _Past:
     """A trial of an earlier process, as far as a scheduler asks."""
 
     def __init__(self, record: Record) -> None:
         self.trial_id = f"past-{record.number}"
-        self.config = {"study": record.study, "final": record.phase == "final"}
+        self.config = {"trial": {"study": record.study, "final": record.phase == "final"}}
 
 
 def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[Record], primary: str,
@@ -421,9 +460,8 @@ def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[R
         return FIFOScheduler()
     mode = "max" if maximise else "min"
     if search.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr=EPOCH, metric=JUDGED, mode=mode, perturbation_interval=search.grace, burn_in_period=search.grace,
-            hyperparam_mutations={"settings": {a.key: _domain(a) for a in axes}}, log_config=False)
+        return _Population(axes, time_attr=EPOCH, metric=JUDGED, mode=mode, perturbation_interval=search.grace,
+                           burn_in_period=search.grace, log_config=False)
 
     def make() -> Any:
         if search.scheduler == "median":
@@ -446,7 +484,6 @@ def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[R
 
 def _domain(axis: Axis) -> Any:
     """What population-based training may change a setting to."""
-    from ray import tune
     if axis.kind == "choice":
         return list(axis.values)
     return {"uniform": tune.uniform, "loguniform": tune.loguniform, "int": tune.randint,
@@ -492,10 +529,10 @@ def room(workers: Any, cpus: int, nodes: list[dict[str, float]]) -> Room:
         bundle = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     else:
         bundle = {"memory": 1 << 20}                   # its workers have a placement group of their own
-    return Room(most, PlacementGroupFactory([bundle]), said)
+    return Room(most, tune.PlacementGroupFactory([bundle]), said)
 
 
-def run(queue: Trials, shared: Shared, room: Room, search: Search, axes: list[Axis], *, epochs: int,
+def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axis], *, epochs: int,
         primary: str) -> None:
     """Run all trials of a queue; returns when it is empty.
 
@@ -508,8 +545,13 @@ def run(queue: Trials, shared: Shared, room: Room, search: Search, axes: list[Ax
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
     scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,
                            maximise=queue.maximise)
-    trainable = with_resources(with_parameters(Trial, shared=shared), room.resources)
-    Tuner(trainable, tune_config=TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=True),
-          run_config=RunConfig(name="ray", storage_path=queue.ledger.folder.uri, verbose=0,
-                               callbacks=[_Watch(queue)])).fit()
+    how: dict[str, Any] = {"num_samples": -1, "search_alg": _Asked(queue)}
+    space: dict[str, Any] = {}
+    if search.scheduler == "pbt":                      # it takes no searcher, but all trials at once
+        space, how = {"trial": tune.grid_search([asdict(a) for a in iter(queue.next, None)])}, {}
+    trainable = tune.with_resources(tune.with_parameters(Trial, shared=shared), room.resources)
+    tune.Tuner(trainable, param_space=space, tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, **how),
+               run_config=tune.RunConfig(
+                   name="ray", storage_path=queue.ledger.folder.uri, verbose=0, callbacks=[_Told(queue)],
+                   checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False))).fit()
     queue.ledger.folder.delete("ray")

@@ -289,6 +289,10 @@ def test_families_of_which_all_seeds_failed_are_told_and_left_out():
     assert found.text == ("gru is best on mse (0.3; the difference from lstm is significant); "
                           "2 of 2 seeds of rnn failed")
     assert found.decided and found.tied == []
+    families["rnn"] = [sums(np.full(50, 0.9))] * 2
+    broken = compare(families, baselines={"naive": sums(np.full(50, math.nan))})
+    assert broken.baseline == "" and len(broken.differences) == 3 and "baseline" not in broken.text
+    families["rnn"] = [sums(np.full(50, math.nan))] * 2
     none = compare({"rnn": families["rnn"]})
     assert (none.best, none.text) == ("", "undecided: every training failed; 2 of 2 seeds of rnn failed")
 
