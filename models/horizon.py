@@ -94,7 +94,7 @@ def _gradients(model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor, Tens
     rows = torch.arange(len(y), device=y.device)
     u = g[rows, ends.clamp(min=0)].double()                                     # squares of small gradients would be 0
     u = u / u.norm(dim=-1, keepdim=True)
-    kept = (ends >= 0) & u.isfinite().all(-1)
+    kept = ends >= 0
     back = torch.zeros_like(y)
     back[rows[kept], ends[kept]] = u[kept].to(y.dtype)
     norms = torch.autograd.grad(y, x, back)[0].double().norm(dim=-1)            # (R, T)

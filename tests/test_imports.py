@@ -21,7 +21,7 @@ MODELS = {"torch", "torchmetrics", "sacrebleu", "numpy", "models", "tokenizers",
 DATASETS = {"ray.data", "ray.exceptions", "pyarrow", "numpy", "tokenizers", "soundfile", "soxr", "datasets"}
 LOOP = {"torch", "numpy", "safetensors", "models", "workflows.settings", "workflows.checkpoint"}
 WORKFLOWS = MODELS | DATASETS | LOOP | {"ray", "workflows", "pydantic", "yaml", "click", "rich", "matplotlib", "optuna",
-                                        "psutil", "mido", "jinja2"}
+                                        "psutil", "mido", "scipy", "jinja2"}
 FILES = {
     "datasets/prepare.py": DATASETS | {"ray"},
     "datasets/ingest.py": DATASETS | {"ray", "torch"},

@@ -242,7 +242,7 @@ def costs(name: str, points: Sequence[Point], *, cost: str, metric: str, maximis
         axis.step([p.cost for p in best], [p.value for p in best], where="post", color=INK, linewidth=1.2, zorder=2)
         for look in dict.fromkeys(p.look for p in points):
             some = [p for p in points if p.look == look]
-            axis.plot([p.cost for p in some], [p.value for p in some], look.marker, color=look.colour, markersize=6,
+            axis.plot([p.cost for p in some], [p.value for p in some], look.marker, color=look.colour, markersize=6.5,
                       markeredgecolor=CARD, markeredgewidth=0.8, zorder=3)
         for p in points:
             if p.low is not None and p.high is not None:
@@ -284,7 +284,7 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
         caption: what to say below.
         scales: settings drawn on a scale, and whether it is logarithmic; the others' values stand side by side.
     """
-    order = sorted(range(len(values)), key=lambda i: values[i], reverse=not maximise)        # the best is drawn last
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=not maximise)         # the best is drawn last
     axes = [_Upright(key, [t.get(key) for t in trials], log=(scales or {}).get(key))
             for key in dict.fromkeys(k for t in trials for k in t)]
     axes.append(_Upright(metric, list(values), log=False, clip=_range(values, [], maximise)[0], flip=not maximise))
@@ -301,7 +301,7 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
         for x, one in enumerate(axes):
             axis.axvline(x, color=MUTED, linewidth=1, zorder=3)
             for text, y in one.ticks:
-                axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", color=MUTED, zorder=5)
+                axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", color=MUTED)
         axis.set_xticks(range(len(axes)), [_broken(a.key) for a in axes], color=INK)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)

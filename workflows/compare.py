@@ -149,7 +149,7 @@ class _Result:
         opened.run_ids()
         told: dict[str, Any] = {"families": {}, "baselines": {}, "differences": [], "verdict": "", "pictures": {}}
         if trained:
-            found = self.decide(trained, None)
+            found = self.decide([s.name for s in opened.studies], None)
             told |= self._told(found, trained)
             lengths = {str(value): {f: asdict(e) for f, e in self.decide(trained, {key: value}).families.items()}
                        for key, values in opened.experiment.search.across.items() for value in values}
@@ -183,25 +183,25 @@ class _Result:
 
         from workflows import statistics as sure
 
-        task = self._task(families[0], place)
+        task = self._task(next(f for f in families if self.records(f, place)), place)
 
         def metric(sums: Mapping[str, Any]) -> float:
             result = task.result({k: torch.as_tensor(v) for k, v in sums.items()})
             return float(result.get(self.opened.primary, float("nan")))
 
-        sums: dict[str, list[Sums]] = {}
+        sums: dict[str, list[Sums | None]] = {}
         simple: dict[str, dict[str, Any]] = {}
         for family in families:
             sums[family] = []
             for record in self.records(family, place):
-                if record.status == "finished":
-                    by_method = self._groups(record)
-                    sums[family].append(by_method.pop("model"))
-                    simple = simple or dict(by_method)
-        judged: dict[str, Sums] = {
-            method: own for method, own in simple.items() if np.isfinite(metric({k: v.sum(0) for k, v in own.items()}))}
+                by_method = self._groups(record) if record.status == "finished" else {}
+                sums[family].append(by_method.pop("model", None))              # None: a training that failed
+                simple = simple or dict(by_method)
+        whole = {method: {k: v.sum(0) for k, v in own.items()} for method, own in simple.items()}
+        judged: dict[str, Sums] = {method: simple[method] for method in simple if np.isfinite(metric(whole[method]))}
         return sure.compare({f: s for f, s in sums.items() if s}, metric, baselines=judged,
-                            name=f"{self.split}/{self.opened.primary}", maximise=self.opened.maximise, seed=self.opened.experiment.search.seed)
+                            name=f"{self.split}/{self.opened.primary}", maximise=self.opened.maximise,
+                            seed=self.opened.experiment.search.seed)
 
     def _task(self, family: str, place: Settings | None) -> Any:
         import torch
@@ -372,7 +372,8 @@ def measure(shared: Shared, assignment: Assignment) -> dict[str, Any]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     p50, p95 = np.percentile(np.array(seconds[5:]) * 1000, [50, 95])           # the first calls warm up
-    return {"latency_ms": {"p50": float(p50), "p95": float(p95)}, "horizon": asdict(horizon) if horizon else None}
+    return {"latency_ms": {"p50": float(p50), "p95": float(p95)}, "horizon": horizon and {
+        "norms": horizon.norms, "reach": horizon.reach, "ratio": horizon.scale}}
 
 
 def _repeatable(search: Any, concurrent: int) -> str:

@@ -376,7 +376,8 @@ def _settings(told: Told, trials: list[Told]) -> list[Any]:
         scales = {k: any("log" in name for name in v) for k, v in told["space"].items() if "choice" not in v}
         made.append(charts.parallel(
             "parallel", given, [float(t["best"]) for t in ran], metric=primary, maximise=told["maximise"],
-            scales=scales, caption=f"Every line is a trial, from its settings on the left to its {primary} on the right, where the "
+            scales=scales,
+            caption=f"Every line is a trial, from its settings on the left to its {primary} on the right, where the "
             "best is at the top. “not set”: a setting that has no part in that trial."))
     found = {k: float(v) for k, v in told["importance"].items() if finite([v])}
     if found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import logging
 import re
 import shlex
 import sys
@@ -128,6 +129,7 @@ class Hunt:
         queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)       # failures of trials are told by the ledger
         try:
             tuner.run(queue, self.shared, self.room, search, self.studies[0].axes,
                       epochs=max(s.epochs() for s in self.studies), primary=self.primary)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
 Floats = NDArray[np.float64]
 Sums = Mapping[str, Floats]                             # by name, of each group: (G, ...)
@@ -101,31 +101,33 @@ class Comparison:
     text: str
 
 
-def compare(families: Mapping[str, Sequence[Sums]], metric: Metric, *, baselines: Mapping[str, Sums] | None = None,
-            maximise: bool, name: str = "", resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Comparison:
+def compare(families: Mapping[str, Sequence[Sums | None]], metric: Metric, *, maximise: bool,
+            baselines: Mapping[str, Sums] | None = None, name: str = "", resamples: int = 1000, level: float = 0.95,
+            seed: int = 0) -> Comparison:
     """Estimates of all methods, all differences, and what may be claimed of them.
 
-    A seed whose metric is not finite is a failed training. It is left out of means, so its family looks better than it
-    is: such a family may be found worse than another method, but not better.
+    A seed without sums, or whose metric is not finite, is a training that failed. It is left out of means, so its
+    family looks better than it is: such a family may be found worse than another method, but not better.
 
     Args:
-        families: by name, the sums of each seed's model, over the same groups. Each family has at least one seed.
+        families: by name, the sums of each seed's model, over the same groups, or None where its training failed. Each
+            family has at least one seed.
         metric: of sums over groups; it is called (seeds + baselines) x (resamples + 1) times.
-        baselines: by name, the sums of a method without seeds, over the same groups.
         maximise: whether the highest metric is best.
+        baselines: by name, the sums of a method without seeds, over the same groups.
         name: of the metric, for the verdict.
         resamples: R; standard errors are known to about 1 / sqrt(2 R) of themselves.
         level: of intervals and claims.
         seed: of the resampling.
     """
     assert families and resamples >= 2 and 0 < level < 1
-    every = [*itertools.chain(*families.values()), *(baselines or {}).values()]
-    groups = len(next(iter(every[0].values())))
+    every = [sums for sums in itertools.chain(*families.values(), (baselines or {}).values()) if sums is not None]
+    groups = len(next(iter(every[0].values()))) if every else 1
     assert groups and all(len(x) == groups for sums in every for x in sums.values()), "groups are the same for all"
     drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples).astype(np.float64)
     sign = 1.0 if maximise else -1.0
 
-    def measured(methods: Mapping[str, Sequence[Sums]], *, trained: bool) -> list[_Method]:
+    def measured(methods: Mapping[str, Sequence[Sums | None]], *, trained: bool) -> list[_Method]:
         found = [_Method.measure(key, sums, metric, drawn, trained=trained) for key, sums in methods.items()]
         return sorted(found, key=lambda m: (not m.finite, -sign * m.mean if m.finite else 0.0, m.name))
 
@@ -164,12 +166,13 @@ class _Method:
     trained: bool
 
     @classmethod
-    def measure(cls, name: str, seeds: Sequence[Sums], metric: Metric, drawn: Floats, *, trained: bool) -> _Method:
+    def measure(cls, name: str, seeds: Sequence[Sums | None], metric: Metric, drawn: Floats, *,
+                trained: bool) -> _Method:
         """From the sums of each seed, and how often each group was drawn (R, G)."""
         assert seeds, f"{name} has no seed"
         everything = np.ones((1, drawn.shape[1]))
-        values = [float(_resampled(sums, metric, everything)[0]) for sums in seeds]
-        kept = [sums for sums, value in zip(seeds, values, strict=True) if math.isfinite(value)]
+        values = [math.nan if sums is None else float(_resampled(sums, metric, everything)[0]) for sums in seeds]
+        kept = [sums for sums, value in zip(seeds, values, strict=True) if sums is not None and math.isfinite(value)]
         resampled = np.array([_resampled(sums, metric, drawn) for sums in kept]).reshape(len(kept), len(drawn))
         return cls(name, values, [value for value in values if math.isfinite(value)], resampled, trained)
 
@@ -326,7 +329,7 @@ def _beside(baseline: str, value: float, beats: Sequence[str], names: Sequence[s
     """What is significant about the best baseline."""
     told, others = f"the baseline {baseline} ({value:.3g})", [name for name in names if name not in beats]
     if not beats:
-        return f"no family beats {told}"
+        return f"no family is significantly better than {told}"
     if not others:
         who = f"{names[0]} beats" if len(names) == 1 else f"{'both' if len(names) == 2 else 'all'} beat"
         return f"{who} {told}"

@@ -460,11 +460,11 @@ class RemoteTracker(Recorder):
     def _wait(self, answer: Any, timeout: float) -> Any:
         """The actor's answer; None when there is none in time."""
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
+        from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 
         try:
             return ray.get(answer, timeout=timeout)
-        except (GetTimeoutError, RayActorError):
+        except (GetTimeoutError, RayActorError, OutOfMemoryError):
             return None
 
     def _poll(self, method: str, *arguments: Any, timeout: float) -> Any:
@@ -501,11 +501,11 @@ class RemoteTracker(Recorder):
 
     def problem(self) -> str | None:
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
+        from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 
         try:
             answer: str | None = ray.get(self._actor.problem.remote(), timeout=10.0)
-        except (GetTimeoutError, RayActorError) as error:
+        except (GetTimeoutError, RayActorError, OutOfMemoryError) as error:
             return mask(f"the tracker's actor does not answer: {error}")
         return answer
 

@@ -346,7 +346,7 @@ def summary(attempt: Attempt, over: bool, *, late: bool) -> dict[str, Any]:
     best = -progress.best if task.maximise else progress.best
     return {JUDGED: last[f"validation/{task.primary}"], EPOCH: progress.epoch, "over": over, "late": late,
             "history": progress.history, "best": best if math.isfinite(best) else None,
-            "seconds": round(progress.seconds, 3), "parameters": attempt.parameters,
+            "seconds": round(progress.seconds, 3), "started": attempt.job.entered, "parameters": attempt.parameters,
             "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id()}
 
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
 from ray.tune.search import Searcher
 
@@ -44,7 +46,7 @@ class Record:
         seconds: of training.
         parameters: of the model; memory: the most bytes that its process had.
         node: address of the node on which it ran, and node_id, Ray's name of it.
-        started, ended: in seconds since 1970.
+        started, ended: in seconds since 1970, from when its process took it up.
         run_id: in MLflow.
         metrics, baselines: flat; of the phase final.
     """
@@ -267,7 +269,6 @@ class Queue:
         return None
 
     def _give(self, record: Record, deadline: float | None) -> Assignment:
-        record.started = record.started or time.time()
         self.running[record.number] = record
         self.begin(record)
         self.ledger.write(record)
@@ -286,6 +287,7 @@ class Queue:
         for name in ("history", "best", "seconds", "parameters", "memory", "node", "node_id"):
             if told.get(name) is not None:
                 setattr(record, name, told[name])
+        record.started = record.started or told.get("started") or time.time()
 
     def changed(self, number: int, settings: Settings) -> None:
         """A trial goes on with other settings."""
@@ -381,19 +383,34 @@ class _Told(tune.Callback):  # type: ignore[misc]
         self.queue.ended(trial.config["trial"]["number"], json.loads(told) if told else nothing)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error() or RuntimeError("its process died")
+        error = trial.get_pickled_error() or RuntimeError("its process died")
         self.queue.ended(trial.config["trial"]["number"], {"failed": lost(error)})
 
     def __reduce__(self) -> Any:
         return object, ()
 
 
+def _survive_memory() -> None:
+    """Let Tune take a process that Ray ended for lack of memory for one that died.
+
+    Tune 2.60 knows it for nothing of a trial, and ends the whole search.
+    """
+    task_failed = RayActorManager._actor_task_failed
+    if task_failed.__name__ == "told_as_death":
+        return
+
+    def told_as_death(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=f"OutOfMemory: {exception}")
+        task_failed(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = told_as_death
+
+
 def lost(error: Exception) -> str:
     """Why Tune lost a trial's process, in a line."""
-    from ray.exceptions import OutOfMemoryError, RayActorError
-
     text = str(error).strip()
-    if isinstance(error, OutOfMemoryError) or "OutOfMemory" in text or "memory pressure" in text:
+    if "OutOfMemory" in text or "running low on memory" in text:
         return "out of memory: Ray ended its process before the machine had none left"
     if isinstance(error, RayActorError):
         found = [line.strip() for line in text.splitlines() if "exit" in line.lower()]
@@ -461,7 +478,7 @@ def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[R
     mode = "max" if maximise else "min"
     if search.scheduler == "pbt":
         return _Population(axes, time_attr=EPOCH, metric=JUDGED, mode=mode, perturbation_interval=search.grace,
-                           burn_in_period=search.grace, log_config=False)
+                           burn_in_period=search.grace, synch=True, log_config=False)
 
     def make() -> Any:
         if search.scheduler == "median":
@@ -543,6 +560,7 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
+    _survive_memory()
     scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,
                            maximise=queue.maximise)
     how: dict[str, Any] = {"num_samples": -1, "search_alg": _Asked(queue)}

@@ -202,9 +202,10 @@ def close():
         f |= {"seconds": 2.0 + 0.1 * i, "parameters": 26000 + 300 * i, "settings": {"training.learning_rate": 0.01}}
         f["metrics"] = {"test/mse": {"mean": mean, "low": mean - 0.013, "high": mean + 0.013, "seeds": [mean] * 3}} | {
             f"test/metric_{n}": {"mean": 0.5} for n in range(8)}
-    trials = [t | {"settings": {"training.learning_rate": 0.001 * (1 + t["number"])}, "seconds": 1 + 0.02 * n,
-                   "best": 0.28 - 0.001 * n, "parameters": 26000 - 200 * n}
-              for n, t in enumerate(t for t in told["trials"] if t["status"] == "finished" and t["phase"] == "search")]
+    finished = [t for t in told["trials"] if t["status"] == "finished" and t["phase"] == "search"]
+    trials = [t | {"settings": {"training.learning_rate": 0.001 * (1 + t["number"])},
+                   "seconds": 1 + 2 * (n // 3) + 0.1 * n, "best": 0.28 - 0.02 * (n // 3) - 0.0005 * n,
+                   "parameters": 26000 - 200 * n} for n, t in enumerate(finished)]
     return told | {"trials": trials[:6], "space": {"training.learning_rate": {"loguniform": [1e-3, 1e-1]}},
                    "importance": {}, "verdict": "gru is best"}
 
@@ -348,6 +349,14 @@ def test_a_search_says_what_won_and_by_how_much(pages):
     said = re.search(r"Trial (\d+) is the best of 24: validation/mse ([\d.]+) .* \d+ % below the median", page.said)
     assert said and int(said[1]) == told["best"] and float(said[2]) == pytest.approx(best["best"], rel=1e-3)
     assert best["run_id"] in page.said
+
+
+def test_the_leaderboard_begins_with_the_best_trial_and_has_every_one_with_a_result(pages):
+    text, _ = read(pages, "search")
+    table = text[text.index('aria-label="table: trials"'):].partition("</table>")[0]
+    numbers = [int(n) for n in re.findall(r"<td[^>]*>#(\d+)</td>", table)]
+    ran = sorted((t for t in search()["trials"] if t["best"] is not None), key=lambda t: t["best"])
+    assert numbers == [t["number"] for t in ran] and len(numbers) > 10
 
 
 def test_a_search_without_any_result_says_so_and_why(pages):

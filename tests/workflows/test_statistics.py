@@ -195,7 +195,7 @@ def test_the_order_of_families_does_not_matter_and_intervals_hold_their_means(se
      "gru beats the baseline naive (0.4), lstm does not"),
     ({"gru": 0.3, "lstm": 0.5, "rnn": 0.6}, 0.2,
      "gru is best on test/mse (0.3; the differences from lstm and rnn are significant); "
-     "no family beats the baseline naive (0.2)"),
+     "no family is significantly better than the baseline naive (0.2)"),
     ({"gru": 0.3, "lstm": 0.30001, "rnn": 0.5}, 0.4,
      "no significant difference between gru and lstm on test/mse; both are better than rnn; "
      "gru and lstm beat the baseline naive (0.4), rnn does not"),
@@ -205,7 +205,7 @@ def test_the_order_of_families_does_not_matter_and_intervals_hold_their_means(se
     ({"gru": 0.3, "lstm": 0.30001, "rnn": 0.30002, "transformer": 0.30003}, None,
      "no significant difference between the four families on test/mse"),
     ({"gru": 0.3, "lstm": 0.30001}, None, "no significant difference between gru and lstm on test/mse"),
-    ({"gru": 0.3}, 0.3, "gru is the only family on test/mse (0.3); no family beats the baseline naive (0.3)"),
+    ({"gru": 0.3}, 0.3, "gru is the only family on test/mse (0.3); no family is significantly better than the baseline naive (0.3)"),
     ({"gru": 0.3}, 0.5, "gru is the only family on test/mse (0.3); gru beats the baseline naive (0.5)")])
 def test_the_verdict_says_what_is_significant(means, baseline, text):
     simple = {} if baseline is None else {"naive": sums(baseline + 1e-6 * np.arange(-24.5, 25)),
@@ -264,11 +264,11 @@ def test_one_group_decides_nothing_and_two_little():
     assert claims <= 2
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
 def test_a_failed_seed_never_makes_a_family_better(bad):
     means = {"gru": 0.1, "lstm": 0.3, "rnn": 0.5}
     families = levels(**means)
-    families["gru"][2] = sums(np.full(50, bad))
+    families["gru"][2] = None if bad is None else sums(np.full(50, bad))
     found = compare(families, name="mse")
     assert found.families["gru"].mean == pytest.approx(0.1, abs=0.01) and not math.isfinite(
         found.families["gru"].seeds[2])
@@ -276,7 +276,7 @@ def test_a_failed_seed_never_makes_a_family_better(bad):
     assert found.text == ("undecided: gru has the best mean (0.1) only without its failed seeds; "
                           "1 of 5 seeds of gru failed")
     families = levels(**means)
-    families["rnn"][2] = sums(np.full(50, bad))
+    families["rnn"][2] = None if bad is None else sums(np.full(50, bad))
     found = compare(families, name="mse")
     assert found.decided and found.text.endswith("are significant); 1 of 5 seeds of rnn failed")
 
@@ -293,8 +293,9 @@ def test_families_of_which_all_seeds_failed_are_told_and_left_out():
     broken = compare(families, baselines={"naive": sums(np.full(50, math.nan))})
     assert broken.baseline == "" and len(broken.differences) == 3 and "baseline" not in broken.text
     families["rnn"] = [sums(np.full(50, math.nan))] * 2
-    none = compare({"rnn": families["rnn"]})
-    assert (none.best, none.text) == ("", "undecided: every training failed; 2 of 2 seeds of rnn failed")
+    for seeds in (families["rnn"], [None, None]):
+        none = compare({"rnn": seeds})
+        assert (none.best, none.text) == ("", "undecided: every training failed; 2 of 2 seeds of rnn failed")
 
 
 def test_a_metric_that_few_resamples_define_is_not_judged_by():
