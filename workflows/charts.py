@@ -168,7 +168,7 @@ def lines(name: str, drawn: Sequence[Line], *, x: str, y: str, caption: str, key
             _log(axis, "x", [v for line in drawn for v in line.x])
         _integers(axis.xaxis, [v for line in drawn for v in line.x], log_x)
         axis.set(title=_short(y, 46), xlabel=x)
-    return drawing.chart(caption, list(keys))
+    return drawing.chart(caption, [k for k in keys if near or k.look != REFERENCE])
 
 
 def intervals(name: str, rows: Sequence[Row], *, metric: str, caption: str, maximise: bool) -> Chart:
@@ -301,7 +301,7 @@ def parallel(name: str, trials: Sequence[Mapping[str, Any]], values: Sequence[fl
         for x, one in enumerate(axes):
             axis.axvline(x, color=MUTED, linewidth=1, zorder=3)
             for text, y in one.ticks:
-                axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", color=MUTED)
+                axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", color=MUTED, zorder=5)
         axis.set_xticks(range(len(axes)), [_broken(a.key) for a in axes], color=INK)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)

@@ -372,8 +372,7 @@ def measure(shared: Shared, assignment: Assignment) -> dict[str, Any]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     p50, p95 = np.percentile(np.array(seconds[5:]) * 1000, [50, 95])           # the first calls warm up
-    return {"latency_ms": {"p50": float(p50), "p95": float(p95)}, "horizon": horizon and {
-        "norms": horizon.norms, "reach": horizon.reach, "ratio": horizon.scale}}
+    return {"latency_ms": {"p50": float(p50), "p95": float(p95)}, "horizon": asdict(horizon) if horizon else None}
 
 
 def _repeatable(search: Any, concurrent: int) -> str:

@@ -109,20 +109,21 @@ class Console:
         from workflows.space import described
         from workflows.tuner import ranked
 
-        own = [r for r in ledger.records if r.study == record.study and r.phase == "search"]
-        best = ranked((r for r in own if r.over), maximise=maximise)
         if not record.over:
             return
-        name = f"{record.study + ' ' if record.study else ''}{'final' if record.phase == 'final' else 'trial'}"
-        of = f"/{total}" if total else ""
+        own = [r for r in ledger.records if r.study == record.study and r.phase == "search" and r.over]
+        best = ranked(own, maximise=maximise)
+        done = f"{sum(r.over for r in ledger.records)}{f'/{total}' if total else ''}"
+        phase = ["final"] if record.phase == "final" else []
+        name = " ".join([done, *([record.study] if record.study else []), *phase, f"trial {record.number}"])
         reached = "-" if record.best is None else f"{record.best:.4g}"
         mark = "  best" if best and best[0] is record else ""
         if record.status == "failed":
-            self.say(f"{name} {record.number + 1}{of}  failed: {record.reason.splitlines()[0][:200]}  "
+            self.say(f"{name}  failed: {record.reason.splitlines()[0][:200]}  "
                      f"{described(record.settings)}")
             return
         stopped = " stopped" if record.status == "stopped" else ""
-        self.say(f"{name} {record.number + 1}{of}  {primary} {reached}  {len(record.history)} epochs{stopped}  "
+        self.say(f"{name}  {primary} {reached}  {len(record.history)} epochs{stopped}  "
                  f"{record.seconds:.1f} s  {described(record.settings)}{mark}")
 
     def leaderboard(self, records: list[Record], *, primary: str, maximise: bool, most: int = 10) -> None:
@@ -136,16 +137,16 @@ class Console:
             made.add_column(heading, justify="right", no_wrap=True)
         for r in best[:most]:
             stopped = " (stopped)" if r.status == "stopped" else ""
-            made.add_row(str(r.number + 1), f"{r.best:.4g}", f"{len(r.history)}{stopped}", f"{r.seconds:.1f}",
+            made.add_row(str(r.number), f"{r.best:.4g}", f"{len(r.history)}{stopped}", f"{r.seconds:.1f}",
                          *(str(r.settings.get(k, "")) for k in keys))
         self.rich.print(made)
         failed = [r for r in records if r.status == "failed"]
         for r in failed[:most]:
-            self.say(f"trial {r.number + 1} failed: {r.reason}")
+            self.say(f"trial {r.number} failed: {r.reason}")
 
     def found(self, result: dict[str, Any]) -> None:
         """What a search leaves."""
-        self.say(f"\nthe best trial, {result['best']['number'] + 1}:")
+        self.say(f"\nthe best, trial {result['best']['number']}:")
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
         self.say(f"report: {result['report']}\nbundle: {result['bundle']}\n"

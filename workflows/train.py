@@ -335,6 +335,12 @@ def _finished(run: Storage) -> bool:
     return run.exists("result.json") and tracking.settled(spool_of(run))
 
 
+def load_modules() -> None:
+    """Import what a training needs."""
+    for name in ("workflows.worker", "torch._dynamo"):           # the latter would cost the first optimizer 1.4 s
+        importlib.import_module(name)
+
+
 @contextmanager
 def torch_meanwhile() -> Iterator[None]:
     """Import what training needs in a thread, while the caller waits for Ray to start.
@@ -342,10 +348,6 @@ def torch_meanwhile() -> Iterator[None]:
     Ray itself is imported before: two threads that import it at once can meet it half made.
     """
     import ray  # noqa: F401
-
-    def load_modules() -> None:
-        for name in ("workflows.worker", "torch._dynamo"):       # the latter would cost the first optimizer 1.4 s
-            importlib.import_module(name)
 
     thread = threading.Thread(target=load_modules, daemon=True)
     thread.start()

@@ -87,7 +87,10 @@ class Trial(Trainable):  # type: ignore[misc]
     """Runs the trials that Tune gives it; `setup` is called once, `reset_config` for each further one."""
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        from workflows.train import load_modules
+
         assert shared is not None
+        load_modules()                                 # before the first trial begins
         self.shared, self.assignment = shared, Assignment(**config["trial"])
         self.run: _Run | None = None
 

@@ -559,6 +559,7 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
     os.environ.update({
         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_MAX_PENDING_TRIALS_PG": str((queue.most or 0) + 1),         # else processes start one after the other
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
     _survive_memory()
     scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,

@@ -205,7 +205,8 @@ def test_the_order_of_families_does_not_matter_and_intervals_hold_their_means(se
     ({"gru": 0.3, "lstm": 0.30001, "rnn": 0.30002, "transformer": 0.30003}, None,
      "no significant difference between the four families on test/mse"),
     ({"gru": 0.3, "lstm": 0.30001}, None, "no significant difference between gru and lstm on test/mse"),
-    ({"gru": 0.3}, 0.3, "gru is the only family on test/mse (0.3); no family is significantly better than the baseline naive (0.3)"),
+    ({"gru": 0.3}, 0.3, "gru is the only family on test/mse (0.3); no family is significantly better than the baseline "
+     "naive (0.3)"),
     ({"gru": 0.3}, 0.5, "gru is the only family on test/mse (0.3); gru beats the baseline naive (0.5)")])
 def test_the_verdict_says_what_is_significant(means, baseline, text):
     simple = {} if baseline is None else {"naive": sums(baseline + 1e-6 * np.arange(-24.5, 25)),

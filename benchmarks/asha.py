@@ -1,0 +1,56 @@
+"""ASHA against random search on ETTh1: the seconds of training after which it is as good.
+
+python -m benchmarks.asha [trials] [epochs]      (needs RONDO_DATA; from the project's root)
+
+Both search the space of workflows/experiments/etth1.yaml with a GRU: random search trains each of its settings to the
+end; the other draws by TPE and stops by ASHA, as `search` does by default. Seconds are those of training, added up over
+trials in the order in which their epochs ended.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+from workflows.search import search
+
+
+def course(trials: list[dict], metric: str) -> list[tuple[float, float]]:
+    """(seconds of training so far in all trials, best validation metric so far) after each epoch."""
+    epochs = []
+    for trial in trials:
+        total = sum(h["train/epoch_seconds"] for h in trial["history"])
+        passed = 0.0
+        for h in trial["history"]:
+            passed += h["train/epoch_seconds"]
+            ended = trial["started"] + (trial["ended"] - trial["started"]) * passed / total
+            epochs.append((ended, h["train/epoch_seconds"], h[f"validation/{metric}"]))
+    used, best, found = 0.0, float("inf"), []
+    for _, seconds, value in sorted(epochs):
+        used, best = used + seconds, min(best, value)
+        found.append((used, best))
+    return found
+
+
+def main(trials: int, epochs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        common = [f"search.trials={trials}", f"training.epochs={epochs}", "model.family=gru", f"storage={folder}/runs",
+                  f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        found = {}
+        for name, how in (("random", ["search.searcher=random", "search.scheduler=none", "search.start=[]"]),
+                          ("asha", [])):
+            result = search("workflows/experiments/etth1.yaml", overrides=[*common, *how], progress=False)
+            found[name] = course(result["trials"], result["primary"])
+            print(f"{name}: best validation/{result['primary']} {found[name][-1][1]:.4f} after {found[name][-1][0]:.0f} s "
+                  f"of training ({result['seconds']:.0f} s by the clock); the best on test: mse "
+                  f"{result['metrics']['test/mse']:.4f}; {result['best']['settings']}", flush=True)
+    goal = found["random"][-1][1]
+    as_good = next((used for used, best in found["asha"] if best <= goal), None)
+    if as_good is None:
+        print(f"asha did not reach {goal:.4f}")
+    else:
+        print(f"asha reached {goal:.4f} after {as_good:.0f} s, {as_good / found['random'][-1][0]:.2f} of random search's")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 24, int(sys.argv[2]) if len(sys.argv) > 2 else 8)
