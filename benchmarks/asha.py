@@ -41,7 +41,8 @@ def main(trials: int, epochs: int) -> None:
                           ("asha", [])):
             result = search("workflows/experiments/etth1.yaml", overrides=[*common, *how], progress=False)
             found[name] = course(result["trials"], result["primary"])
-            print(f"{name}: best validation/{result['primary']} {found[name][-1][1]:.4f} after {found[name][-1][0]:.0f} s "
+            used, best = found[name][-1]
+            print(f"{name}: best validation/{result['primary']} {best:.4f} after {used:.0f} s "
                   f"of training ({result['seconds']:.0f} s by the clock); the best on test: mse "
                   f"{result['metrics']['test/mse']:.4f}; {result['best']['settings']}", flush=True)
     goal = found["random"][-1][1]
@@ -49,7 +50,8 @@ def main(trials: int, epochs: int) -> None:
     if as_good is None:
         print(f"asha did not reach {goal:.4f}")
     else:
-        print(f"asha reached {goal:.4f} after {as_good:.0f} s, {as_good / found['random'][-1][0]:.2f} of random search's")
+        share = as_good / found["random"][-1][0]
+        print(f"asha reached {goal:.4f} after {as_good:.0f} s, {share:.2f} of random search's")
 
 
 if __name__ == "__main__":

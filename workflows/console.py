@@ -97,7 +97,7 @@ class Console:
         self._end_bar()
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
-        self.say(f"bundle: {result['bundle']}\nMLflow run: {result['run_id'] or 'not delivered yet'}")
+        self._places(result)
 
     def signatures(self, told: Mapping[str, str]) -> None:
         """How exactly metrics are computed, where their library says so."""
@@ -149,8 +149,7 @@ class Console:
         self.say(f"\nthe best, trial {result['best']['number']}:")
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
-        self.say(f"report: {result['report']}\nbundle: {result['bundle']}\n"
-                 f"MLflow run: {result['run_id'] or 'not delivered yet'}")
+        self._places(result)
 
     def compared(self, result: dict[str, Any]) -> None:
         """What a comparison found: families beside baselines, and the verdict."""
@@ -167,7 +166,12 @@ class Console:
         first = {f: {judged: values[judged]} if judged in values else {} for f, values in ordered.items()}
         self.rich.print(metrics_table({**first, **best_row({"best_reachable": {
             k: v for k, v in result["best_reachable"].items() if judged.endswith(f"/{k}")}})}, more))
-        self.say(f"{result['verdict']}\nreport: {result['report']}\nbundle: {result['bundle']}\n"
+        self.say(result["verdict"])
+        self._places(result)
+
+    def _places(self, result: dict[str, Any]) -> None:
+        """Where to find what was made."""
+        self.say(f"report: {result['report']}\nbundle: {result['bundle']}\n"
                  f"MLflow run: {result['run_id'] or 'not delivered yet'}")
 
     def _end_bar(self) -> None:

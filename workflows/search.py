@@ -204,16 +204,8 @@ class Hunt:
 
     def report(self) -> str:
         """Write the page, and put it on record; where it is."""
-        from workflows import report
-        from workflows.train import local_folder
-
-        made = report.write(self.folder)
-        local = local_folder(self.folder) / "report.html"
-        if self.folder.local is None:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(self.folder.read("report.html"))
-        self.tracker.artifact(self.name, local)
-        return made
+        from workflows.train import report
+        return report(self.folder, self.tracker, self.name)
 
 
 @contextmanager
@@ -355,13 +347,13 @@ def _check_shapes(study: Study, prepared: Any) -> None:
         model, _ = make_model(changed(study.told, settings), prepared, torch.device("cpu"))
         return {name: value.shape for name, value in model.state_dict().items()}
 
-    wrong = [a.key for a in study.axes if a.key.startswith("dataset.") or a.key in ("training.epochs", "training.seed")
-             or len({str(shapes({a.key: v})) for v in a.values}) > 1]
     conditional = [a.key for a in study.axes if a.when]
     if conditional:
         raise ValueError(f"search.scheduler=pbt changes every setting while a trial trains, so "
                          f"{', '.join(conditional)} cannot depend on others (when); use another scheduler, or leave "
                          "the condition out")
+    wrong = [a.key for a in study.axes if a.key.startswith("dataset.") or a.key in ("training.epochs", "training.seed")
+             or len({str(shapes({a.key: v})) for v in a.values}) > 1]
     if wrong:
         raise ValueError(f"search.scheduler=pbt changes settings while a trial trains, and {', '.join(wrong)} cannot "
                          "be changed then; use another scheduler, or leave them out of search.space")

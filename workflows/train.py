@@ -141,18 +141,19 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         job = Job(experiment, prepared, cached, run, name, place.cpus, tracker, console.event,
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
-        result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri}
+        result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri,
+                  "run_id": tracker.run_id(name, timeout=30)}
+        run.write("result.json", json.dumps(result).encode())
         leave(result, experiment, prepared, cached, run, tracker, name)
+        result["report"] = report(run, tracker, name)
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt, SystemExit):              # the last: `ray job stop`
         status = "KILLED"
         raise
     finally:
         tracker.end(name, status)
-        result_id = tracker.run_id(name, timeout=30)
         if not tracker.close(timeout=30):
             console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in {spool_of(run)}")
-    result["run_id"] = result_id
     console.result(result)
     return result
 
@@ -284,6 +285,19 @@ def leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, ca
     tracker.artifact(name, local / "experiment.yaml")
     tracker.artifact(name, made, "pictures")
     tracker.artifact(name, local / "bundle", "bundle")
+
+
+def report(run: Storage, tracker: tracking.Recorder, name: str) -> str:
+    """Write the page of a run, a search or a comparison, and put it on record; where it is."""
+    from workflows.report import write
+
+    made = write(run)
+    local = local_folder(run) / "report.html"
+    if run.local is None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.write_bytes(run.read("report.html"))
+    tracker.artifact(name, local)
+    return made
 
 
 def local_folder(run: Storage) -> Path:

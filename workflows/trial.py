@@ -63,14 +63,16 @@ class Assignment:
         study: the family in a comparison, else "".
         settings: dotted keys to values.
         final: whether it is also measured on the test rows.
-        deadline: in seconds since 1970, when it is to stop; None: never.
+        seconds: after which it is to stop, by the study's `clock`; None: never.
+        clock: a file of the search, that holds when the first trial of the study began.
     """
 
     number: int
     study: str
     settings: dict[str, Any] = field(default_factory=dict)
     final: bool = False
-    deadline: float | None = None
+    seconds: float | None = None
+    clock: str = ""
 
 
 def data_key(experiment: Experiment) -> str:
@@ -189,7 +191,7 @@ def begin(shared: Shared, assignment: Assignment) -> _Run:
     """
     job = _job(shared, assignment)
     kind = _Here if job.experiment.workers.count == 1 else _Nested
-    return kind(job, assignment)
+    return kind(job, final=assignment.final, deadline=_deadline(shared.folder, assignment))
 
 
 def _job(shared: Shared, assignment: Assignment) -> Job:
@@ -209,15 +211,14 @@ def _nothing(event: dict[str, Any]) -> None:
 class _Here(_Run):
     """A trial of one worker: this process."""
 
-    def __init__(self, job: Job, assignment: Assignment) -> None:
+    def __init__(self, job: Job, *, final: bool, deadline: float | None) -> None:
         from workflows.worker import Attempt
 
         _forget_peak()
-        if assignment.deadline is not None:
-            deadline = assignment.deadline
+        if deadline is not None:
             job.stop = lambda: time.time() > deadline
         job.alone = True
-        self.assignment, self.attempt = assignment, Attempt(job)
+        self.final, self.attempt = final, Attempt(job)
         self.moving = self.attempt.epochs()
 
     def epoch(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class _Here(_Run):
         except Stopped:
             late = True
         told = summary(attempt, late or over(attempt.settings, attempt.progress), late=late)
-        if told["over"] and self.assignment.final and not late:
+        if told["over"] and self.final and not late:
             told["final"] = attempt.finish()
         told["memory"] = peak_memory()
         return told
@@ -241,23 +242,23 @@ class _Here(_Run):
 class _Nested(_Run):
     """A trial of several workers: a Ray Train run of its own, which waits after each epoch for leave to go on."""
 
-    def __init__(self, job: Job, assignment: Assignment) -> None:
+    def __init__(self, job: Job, *, final: bool, deadline: float | None) -> None:
         import ray
 
         kind: Any = ray.remote(_Gate)
         self.gate = kind.options(num_cpus=0, max_concurrency=8).remote()
         self.waits = False                     # whether the workers wait for leave
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._train, args=(job, assignment), daemon=True)
+        self.thread = threading.Thread(target=self._train, args=(job, final, deadline), daemon=True)
         self.thread.start()
 
-    def _train(self, job: Job, assignment: Assignment) -> None:
+    def _train(self, job: Job, final: bool, deadline: float | None) -> None:
         import ray
 
         from workflows.train import fit_workers
 
         try:
-            fit_workers(job, partial(_worker, gate=self.gate, assignment=assignment))
+            fit_workers(job, partial(_worker, gate=self.gate, final=final, deadline=deadline))
             end: dict[str, Any] = {"over": True, "failed": "its workers ended early"}
         except BaseException as error:
             end = {"over": True, "failed": reason(error)}
@@ -302,7 +303,7 @@ class _Gate:
         return await self.answers.get()
 
 
-def _worker(job: Job, *, gate: Any, assignment: Assignment) -> None:
+def _worker(job: Job, *, gate: Any, final: bool, deadline: float | None) -> None:
     """One worker of a nested trial."""
     import ray
     import torch.distributed as dist
@@ -318,10 +319,10 @@ def _worker(job: Job, *, gate: Any, assignment: Assignment) -> None:
     def leave(last: bool, *, late: bool) -> bool:
         """Tell of an epoch; whether to go on. All workers hear the same."""
         told = [summary(attempt, last, late=late)] if chief else []
-        final = attempt.finish() if last and assignment.final and not late else None
+        made = attempt.finish() if last and final and not late else None
         go_on = [False]
         if chief:
-            ray.get(gate.tell.remote({**told[0], "memory": peak_memory(), **({"final": final} if final else {})}))
+            ray.get(gate.tell.remote({**told[0], "memory": peak_memory(), **({"final": made} if made else {})}))
             go_on = [not last and bool(ray.get(gate.ask.remote()))]
         dist.broadcast_object_list(go_on, src=0, device=attempt.workers.device)
         return go_on[0]
@@ -329,13 +330,32 @@ def _worker(job: Job, *, gate: Any, assignment: Assignment) -> None:
     told_last = False
     for metrics in attempt.epochs():
         train.report(metrics)
-        late = [assignment.deadline is not None and time.time() > assignment.deadline]
+        late = [deadline is not None and time.time() > deadline]
         dist.broadcast_object_list(late, src=0, device=attempt.workers.device)
         told_last = over(attempt.settings, attempt.progress) or late[0]
         if not leave(told_last, late=late[0]):
             return
     if not told_last:                          # a resumed trial that had nothing left to train
         leave(True, late=False)
+
+
+def began(search: Storage, clock: str) -> float | None:
+    """When a study's first trial began, in seconds since 1970; None before."""
+    try:
+        return float(search.read(clock))
+    except FileNotFoundError:
+        return None
+
+
+def _deadline(search: Storage, assignment: Assignment) -> float | None:
+    """When a trial is to stop: the first one of its study starts the clock."""
+    if assignment.seconds is None:
+        return None
+    start = began(search, assignment.clock)
+    if start is None:
+        start = time.time()
+        search.write(assignment.clock, str(start).encode())
+    return start + assignment.seconds
 
 
 def summary(attempt: Attempt, over: bool, *, late: bool) -> dict[str, Any]:

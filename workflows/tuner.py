@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from datasets.storage import Storage
 from workflows.settings import Search
 from workflows.space import Axis, Sampler, Settings
 from workflows.tracking import Recorder
-from workflows.trial import EPOCH, JUDGED, Assignment, Shared, Trial, folder_of, reason, trial_key
+from workflows.trial import EPOCH, JUDGED, Assignment, Shared, Trial, began, folder_of, reason, trial_key
 
 Status = Literal["running", "finished", "stopped", "failed"]
 Phase = Literal["search", "final"]
@@ -121,8 +122,8 @@ class Stage(Protocol):
     def next(self, number: int) -> Settings | None:
         """Settings of the next trial; None where there are no more."""
 
-    def deadline(self) -> float | None:
-        """When its trials have to stop."""
+    def bound(self) -> tuple[float | None, str]:
+        """Seconds after which its trials have to stop, and the clock that counts them: see ``Assignment``."""
 
     def tell(self, record: Record) -> None:
         """A trial of it has ended."""
@@ -153,7 +154,7 @@ class Searching:
             self.sampler.replay(record.number, record.settings, self._values(record),
                                 stopped=record.status == "stopped", over=record.over)
         self.used = sum(r.ended - r.started for r in past if r.over) / concurrent
-        self.began: float | None = None
+        self.clock = f"clock-{study or 'all'}-{time.time_ns()}"
 
     def _values(self, record: Record) -> list[float]:
         return [h[f"validation/{self.primary}"] for h in record.history]
@@ -166,17 +167,14 @@ class Searching:
         """Whether nothing of it is left to be waited for."""
         return self.exhausted and all(r.over for r in self.ledger.of(self.study, "search"))
 
-    def deadline(self) -> float | None:
-        if self.search.seconds is None:
-            return None
-        self.began = self.began or time.time()
-        return self.began + self.search.seconds - self.used
+    def bound(self) -> tuple[float | None, str]:
+        return None if self.search.seconds is None else self.search.seconds - self.used, self.clock
 
     def next(self, number: int) -> Settings | None:
-        given = len(self.ledger.of(self.study, "search"))
-        deadline = self.deadline()
-        if (self.search.trials is not None and given >= self.search.trials) or (
-                deadline is not None and time.time() >= deadline):
+        given, (seconds, clock) = len(self.ledger.of(self.study, "search")), self.bound()
+        if self.search.trials is not None and given >= self.search.trials:
+            return None
+        if seconds is not None and time.time() >= (began(self.ledger.folder, clock) or time.time()) + seconds:
             return None
         return self.sampler.next(number)
 
@@ -214,8 +212,8 @@ class Finals:
             return None
         return next((s for own in self.plan if (s := {**best.settings, **own}) not in given), None)
 
-    def deadline(self) -> None:
-        return None
+    def bound(self) -> tuple[None, str]:
+        return None, ""
 
     def tell(self, record: Record) -> None:
         """Nothing is learnt from it."""
@@ -256,7 +254,7 @@ class Queue:
             return None
         if self.waiting:
             record = self.waiting.pop(0)
-            return self._give(record, self._stage(record).deadline())
+            return self._give(record)
         for stage in self.stages:
             if stage.exhausted or not stage.ready():
                 continue
@@ -265,14 +263,15 @@ class Queue:
             if settings is None:
                 stage.exhausted = True
                 continue
-            return self._give(Record(number, stage.study, stage.phase, settings=settings), stage.deadline())
+            return self._give(Record(number, stage.study, stage.phase, settings=settings))
         return None
 
-    def _give(self, record: Record, deadline: float | None) -> Assignment:
+    def _give(self, record: Record) -> Assignment:
         self.running[record.number] = record
         self.begin(record)
         self.ledger.write(record)
-        return Assignment(record.number, record.study, record.settings, record.phase == "final", deadline)
+        return Assignment(record.number, record.study, record.settings, record.phase == "final",
+                          *self._stage(record).bound())
 
     def _stage(self, record: Record) -> Stage:
         return next(s for s in self.stages if (s.study, s.phase) == (record.study, record.phase))
@@ -383,7 +382,8 @@ class _Told(tune.Callback):  # type: ignore[misc]
         self.queue.ended(trial.config["trial"]["number"], json.loads(told) if told else nothing)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or RuntimeError("its process died")
+        with open(trial.pickled_error_file, "rb") as file:         # written by this process, a moment ago
+            error = pickle.load(file)
         self.queue.ended(trial.config["trial"]["number"], {"failed": lost(error)})
 
     def __reduce__(self) -> Any:
