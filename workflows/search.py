@@ -312,9 +312,8 @@ def _prepare(opened: Hunt) -> None:
             shared.cached[key] = cached[prepared.digest]
     if len(cached) > 1:
         keys = dict.fromkeys(k for s in opened.studies for v in variants(s) for k in v)
-        opened.console.say(f"{len(cached)} variants of the prepared data, as {', '.join(keys)} change it")
-        opened.notes.append(f"{len(cached)} variants of the data were prepared, one for each choice of "
-                            f"{', '.join(keys)}.")
+        opened.console.say(f"{len(cached)} variants of the prepared data, one for each {' and '.join(keys)}")
+        opened.notes.append(f"{len(cached)} variants of the data were prepared, one for each {' and '.join(keys)}.")
 
 
 def variants(study: Study) -> Iterator[Settings]:

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -74,7 +74,7 @@ class Head:
         folder: of everything; source: the copy; files: in it, to be uploaded.
         environment: of the head; a client needs more.
         dashboard: its port.
-        session: of the processes that the head started.
+        session: of the processes that the head started; more: of nodes that joined.
     """
 
     folder: Path
@@ -83,6 +83,7 @@ class Head:
     environment: dict[str, str]
     dashboard: int
     session: int = 0
+    more: list[int] = field(default_factory=list)
 
     def start(self, ports):
         port, agent, client = ports
@@ -114,7 +115,7 @@ class Head:
             return found
         for process in psutil.process_iter():
             try:
-                if os.getsid(process.pid) == self.session:
+                if os.getsid(process.pid) in (self.session, *self.more):
                     found |= {process, *process.children(recursive=True)}
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
@@ -276,3 +277,28 @@ def test_paths_of_every_shape_are_checked_under_a_job(path, monkeypatch):
     with pytest.raises(ValueError, match=r"dataset\.path(\.test)?='\w+\.csv': relative paths") as refused:
         cluster.check_paths(experiment(path))
     assert "storage='" not in str(refused.value) and "train.csv" not in str(refused.value)
+
+
+def test_a_search_uses_both_nodes_and_is_one_run(head, trained):
+    """A second raylet with two CPUs of its own joins; trials run on both."""
+    port = next(w.split("=")[1] for p in head.processes() for w in p.cmdline() if w.startswith("--gcs-address"))
+    agent, = free_ports(1)
+    words = [BIN / "ray", "start", "--address", port, "--node-ip-address", "127.0.0.2", "--num-cpus", "2",
+             "--dashboard-agent-listen-port", agent, "--disable-usage-stats", "--min-worker-port", 0,
+             "--max-worker-port", 0]
+    with open(head.folder / "join.log", "w") as log:
+        joining = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, start_new_session=True,
+                                   env={**head.environment, "RAY_AUTH_MODE": "token"})
+        head.more.append(joining.pid)
+        assert joining.wait(timeout=120) == 0, (head.folder / "join.log").read_text()
+    done = head.submit("search", "search", "training.epochs=1", "model.hidden_size=16", "search.trials=6",
+                       "search.scheduler=none", f"storage={head.folder}/runs",
+                       f"tracking.uri=sqlite:///{head.folder}/mlflow.db", "--json").json()
+    assert {t["status"] for t in done["trials"]} == {"finished"} and len(done["trials"]) == 6
+    assert len({t["node_id"] for t in done["trials"]}) == 2
+    from workflows.tracking import connect
+    client = connect(f"sqlite:///{head.folder}/mlflow.db")
+    found = client.search_runs([client.get_run(done["run_id"]).info.experiment_id],
+                               f"tags.`rondo.run` = '{done['run']}'")
+    assert len(found) == 7
+    assert {r.data.tags.get("mlflow.parentRunId") for r in found} == {None, done["run_id"]}

@@ -226,7 +226,8 @@ def test_a_vocabulary_that_is_searched_prepares_the_data_once_for_each_value(ses
     result = search({**given, "search": {"searcher": "grid", "space": {
         "dataset.vocabulary": {"choice": [50, 100]}, "training.learning_rate": {"choice": [1e-3, 1e-2]}}}})
     assert len(result["trials"]) == 4 and len(list((tmp_path / "runs/prepared").iterdir())) == 2
-    assert "2 variants of the prepared data, as dataset.vocabulary change it" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "2 variants of the prepared data, one for each dataset.vocabulary" in said
 
 
 # --- failures ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,183 @@
+"""Comparisons for real: equal budgets, seeds, a verdict whose every number can be traced to MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import safetensors.numpy
+from click.testing import CliRunner
+
+from workflows.__main__ import main
+from workflows.compare import _study, compare
+from workflows.search import NothingFound
+from workflows.tracking import connect
+
+SMALL = {
+    "name": "small",
+    "dataset": {"kind": "generated", "shape": "hourly_demand", "days": 40, "series": 2},
+    "task": {"kind": "forecast", "lookback": 48, "horizon": 24},
+    "model": {"family": "gru", "hidden_size": 16, "patch": 24},
+    "training": {"epochs": 2, "learning_rate": 5e-3},
+    "search": {"trials": 2, "scheduler": "none", "seeds": 2, "concurrent": 1, "space": {
+        "training.learning_rate": {"loguniform": [2e-3, 1e-2]}, "model.family": {"choice": ["gru", "transformer"]},
+        "model.heads": {"choice": [2, 4], "when": {"model.family": "transformer"}}, "model.layers": {"choice": [1, 2]},
+        "model.bidirectional": {"choice": [True, False]}}}}
+
+
+def told(folder, **more):
+    return {**SMALL, "storage": f"{folder}/runs", "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, **more}
+
+
+@pytest.fixture(scope="module")
+def session():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def found(session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    return folder, compare(told(folder), families=["gru", "transformer"], progress=False)
+
+
+def summary(result):
+    return json.loads((Path(result["report"]).parent / "compare.json").read_text())
+
+
+def test_each_family_has_the_same_budget_and_the_same_seeds(found):
+    _, result = found
+    trials = summary(result)["trials"]
+    for family in ("gru", "transformer"):
+        own = [t for t in trials if t["study"] == family]
+        assert [t["phase"] for t in own] == ["search"] * 2 + ["final"] * 2
+        best = min(own[:2], key=lambda t: t["best"])
+        for seed, trial in enumerate(own[2:], 1):
+            assert trial["settings"] == {**best["settings"], "training.seed": seed}
+    assert result["ranking"] == sorted(result["ranking"], key=lambda f: result["metrics"][f]["test/mse"])
+
+
+def test_a_family_is_searched_in_its_own_options_only():
+    families = ["gru", "transformer"]
+    keys = {f: [a.key for a in _study(f, SMALL, None, families).axes] for f in families}
+    assert keys["gru"] == ["training.learning_rate", "model.layers", "model.bidirectional"]
+    assert keys["transformer"] == ["training.learning_rate", "model.heads", "model.layers"]
+    assert not any(a.when for a in _study("transformer", SMALL, None, families).axes)
+    without = _study("gru", {**SMALL, "search": {}}, ["training.learning_rate=1.0e-3"], families)
+    assert [(a.key, a.kind, a.values) for a in without.axes] == [
+        ("training.learning_rate", "loguniform", pytest.approx((2e-4, 5e-3)))]
+
+
+def test_every_number_of_the_table_is_traced_to_a_run_in_mlflow(found):
+    folder, result = found
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    parent = client.get_run(result["run_id"])
+    for family, row in result["families"].items():
+        for seed in row["seeds"]:
+            run = client.get_run(seed["run_id"])
+            assert run.data.tags["mlflow.parentRunId"] == result["run_id"]
+            assert run.data.params["model.family"] == family and run.data.params["training.seed"] == str(seed["seed"])
+            assert run.data.tags["rondo.phase"] == "final"
+            for name, value in seed["metrics"].items():
+                if name != "train/loss":
+                    assert run.data.metrics[name] == pytest.approx(value), name
+        for name in ("test/mse", "test/mae"):
+            values = [s["metrics"][name] for s in row["seeds"]]
+            assert row["metrics"][name]["mean"] == pytest.approx(np.mean(values), rel=1e-6)
+            assert parent.data.metrics[f"{family}/{name}/mean"] == pytest.approx(np.mean(values), rel=1e-6)
+        for name in ("parameters", "seconds", "rows_per_second", "memory"):
+            assert row[name] > 0 and parent.data.metrics[f"{family}/{name}"] == pytest.approx(row[name])
+        assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"]
+        assert parent.data.metrics[f"{family}/memory_horizon"] == row["horizon"]["reach"]
+    assert parent.data.metrics["baseline/naive/test/mse"] == pytest.approx(
+        result["baselines"]["naive"]["test/mse"]["mean"])
+    assert {"report.html", "bundle", "pictures"} <= {a.path for a in client.list_artifacts(result["run_id"])}
+
+
+def test_the_groups_of_rows_add_up_to_the_metric(found):
+    """28 windows of each of two series lie in groups of one horizon."""
+    folder, result = found
+    files = sorted(Path(folder).glob("runs/*/trials/*/groups.safetensors"))
+    assert len(files) == 4
+    trials = {t["number"]: t for t in summary(result)["trials"]}
+    counts = set()
+    for file in files:
+        sums = safetensors.numpy.load(file.read_bytes())
+        total, count = sums["model/mse"].sum(0)
+        assert total / count == pytest.approx(trials[int(file.parent.name)]["metrics"]["test/mse"], rel=1e-6)
+        naive, rows = sums["naive/mse"].sum(0)
+        assert naive / rows == pytest.approx(result["baselines"]["naive"]["test/mse"]["mean"], rel=1e-6)
+        counts.add(len(sums["model/mse"]))
+    assert len(counts) == 1 and counts.pop() > 1
+
+
+def test_the_verdict_names_what_the_differences_allow(found):
+    _, result = found
+    (pair,) = [d for d in result["differences"] if {d["a"], d["b"]} == {"gru", "transformer"}]
+    assert pair["low"] <= pair["difference"] <= pair["high"] and pair["p"] <= pair["adjusted"] <= 1
+    assert ("no significant difference between" in result["verdict"]) == (not pair["significant"])
+    assert result["verdict"] in Path(result["report"]).read_text()
+    assert result["repeatable"] == ""
+
+
+def test_the_best_familys_bundle_is_that_of_the_comparison(found):
+    _, result = found
+    done = CliRunner().invoke(main, ["evaluate", result["bundle"], "--json"])
+    told_ = json.loads(done.stdout.splitlines()[-1])
+    best = result["families"][result["ranking"][0]]
+    assert told_["metrics"]["test/mse"] == pytest.approx(best["seeds"][0]["metrics"]["test/mse"], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metric_columns(found, tmp_path):
+    _, first = found
+    again = compare(told(tmp_path), families=["gru", "transformer"], progress=False)
+    for family, row in first["families"].items():
+        assert again["families"][family]["metrics"] == row["metrics"]
+        assert again["families"][family]["settings"] == row["settings"]
+        assert again["families"][family]["horizon"] == row["horizon"]
+    assert again["verdict"] == first["verdict"] and again["differences"] == first["differences"]
+
+
+def test_why_figures_may_differ_is_said(tmp_path, session):
+    from workflows.compare import _repeatable
+    from workflows.settings import Search
+    said = _repeatable(Search(seconds=3.0), 2)
+    assert "by the clock" in said and "2 trials at a time" in said and "scheduler asha" in said
+    assert _repeatable(Search(scheduler="none"), 1) == ""
+
+
+def test_lengths_show_where_a_family_breaks_down(session, tmp_path):
+    probe = {"name": "adding", "dataset": {"kind": "adding", "rows": 600, "length": 8}, "model": {
+        "family": "rnn", "hidden_size": 8}, "task": {"kind": "regress", "pooling": "last"}, "training": {"epochs": 1}}
+    result = compare(told(tmp_path, **probe, search={"trials": 1, "seeds": 2, "across": {"dataset.length": [8, 16]}}),
+                     families=["rnn", "gru"], progress=False)
+    made = summary(result)
+    assert made["across"] == "dataset.length" and list(made["lengths"]) == ["8", "16"]
+    for value, row in made["lengths"].items():
+        for family in ("rnn", "gru"):
+            own = [t for t in made["trials"]
+                   if t["study"] == family and t["settings"].get("dataset.length") == int(value)]
+            assert row[family]["mean"] == pytest.approx(np.mean([t["metrics"]["test/mse"] for t in own]), rel=1e-6)
+            assert len(own) == 2
+    assert "dataset.length" in Path(result["report"]).read_text()
+    assert len(list((tmp_path / "runs/prepared").iterdir())) == 2
+
+
+def test_a_family_that_fails_stands_in_the_table_with_its_reason(session, tmp_path):
+    broken = {**SMALL["model"], "families": {"transformer": {"hidden_size": 400000, "heads": 4}}}
+    result = compare(told(tmp_path, model=broken, search={"trials": 1, "seeds": 1, "scheduler": "none"}),
+                     families=["gru", "transformer"], progress=False)
+    assert result["ranking"] == ["gru"] and result["families"]["transformer"]["failed"].startswith("out of memory")
+    assert "gru is the only family" in result["verdict"] or "undecided" in result["verdict"]
+    with pytest.raises(NothingFound, match=r"no family has a training that came to its end:\ntransformer: out of mem"):
+        compare(told(tmp_path, model={**broken, "family": "transformer"}, search={"trials": 1}),
+                families=["transformer"], progress=False)
+
+
+def test_population_based_training_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there are none to train again"):
+        compare(told(tmp_path, search={"scheduler": "pbt"}), families=["gru"], progress=False)
