@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import logging
+import math
 import re
 import shlex
 import sys
@@ -31,8 +32,9 @@ from workflows.space import Axis, Settings, axes_of, changed, check, importance
 
 if TYPE_CHECKING:
     from workflows.trial import Shared
-    from workflows.tuner import Ledger, Record, Room, Stage
+    from workflows.tuner import Ledger, Queue, Record, Room, Stage
 
+MEMORY = 0.9           # of a node's memory is for trials; near 0.95 of it Ray ends processes
 EXAMPLE = "search: {space: {training.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}"
 
 
@@ -90,6 +92,7 @@ class Hunt:
         splits: of the data.
         notes: for the report.
         started: in seconds since 1970.
+        queue: of trials, while they run.
     """
 
     experiment: Experiment
@@ -108,6 +111,7 @@ class Hunt:
     splits: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    queue: Queue | None = None
 
     @property
     def concurrent(self) -> int:
@@ -126,7 +130,7 @@ class Hunt:
         search = self.experiment.search
         in_turn = self.concurrent < self.room.most or self.experiment.workers.count > 1
         staged = self.concurrent if in_turn else self.concurrent + 1        # one more waits for a process
-        queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
+        self.queue = queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)       # failures of trials are told by the ledger
@@ -163,18 +167,26 @@ class Hunt:
         self.console.trial(record, self.ledger, primary=self.primary, maximise=self.maximise,
                            total=self.experiment.search.trials if self.kind == "search" else None)
         if record.over:
-            self._warn_of_memory(record)
+            self._count_memory(record)
 
-    def _warn_of_memory(self, record: Record) -> None:
-        """Say once what a trial takes, measured on the first that ended."""
+    def _count_memory(self, record: Record) -> None:
+        """Say what a trial takes, measured on the first that ended, and run fewer at a time where memory is too small.
+
+        Nodes of a cluster are taken to be like this one.
+        """
         if record.memory is None or sum(r.over and r.memory is not None for r in self.ledger.records) != 1:
             return
         import psutil
-        most, free = self.room.most, psutil.virtual_memory()
-        told = (f"memory: the first trial took {record.memory / 1e9:.2f} GB; {most} at a time are "
-                f"{most * record.memory / 1e9:.1f} of {free.total / 1e9:.0f} GB")
+
+        total, each = psutil.virtual_memory().total, self.concurrent / max(1, self.room.nodes)
+        fitting = int(MEMORY * total // record.memory)
+        told = (f"the first trial took {record.memory / 1e9:.2f} GB of memory; {math.ceil(each)} at a time on a node "
+                f"take {math.ceil(each) * record.memory / 1e9:.1f} of {total / 1e9:.1f} GB")
+        if fitting < each and self.queue is not None:
+            self.queue.most = max(1, fitting) * self.room.nodes
+            told += f", too much: {self.queue.most} at a time from now on"
         self.console.say(told)
-        self.notes.append(told)
+        self.notes.append(f"{told[0].upper()}{told[1:]}.")
 
     def run_ids(self) -> None:
         """Put the MLflow run of each trial into the ledger."""

@@ -512,12 +512,13 @@ class Room:
     """What trials are run in.
 
     Attributes:
-        most: that fit at a time.
+        most: that fit at a time, on `nodes` nodes.
         resources: of one trial's process, as Tune asks for them.
         said: the arithmetic.
     """
 
     most: int
+    nodes: int
     resources: Any
     said: str
 
@@ -546,7 +547,7 @@ def room(workers: Any, cpus: int, nodes: list[dict[str, float]]) -> Room:
         bundle = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     else:
         bundle = {"memory": 1 << 20}                   # its workers have a placement group of their own
-    return Room(most, tune.PlacementGroupFactory([bundle]), said)
+    return Room(most, sum(fit(n) > 0 for n in nodes), tune.PlacementGroupFactory([bundle]), said)
 
 
 def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axis], *, epochs: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -228,6 +229,16 @@ def test_a_vocabulary_that_is_searched_prepares_the_data_once_for_each_value(ses
     assert len(result["trials"]) == 4 and len(list((tmp_path / "runs/prepared").iterdir())) == 2
     said = " ".join(capfd.readouterr().err.split())
     assert "2 variants of the prepared data, one for each dataset.vocabulary" in said
+
+
+def test_fewer_trials_run_at_a_time_where_memory_is_too_small(session, tmp_path, monkeypatch, capfd):
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(total=int(6e8)))      # for one of 0.5 GB
+    result = search(told(tmp_path, trials=6))
+    said = " ".join(capfd.readouterr().err.split())
+    assert re.search(r"2 at a time on a node take [\d.]+ of 0.6 GB, too much: 1 at a time from now on", said)
+    spans = sorted((t["started"], t["ended"]) for t in result["trials"])[3:]
+    assert all(b <= c for (_, b), (c, _) in itertools.pairwise(spans))
 
 
 # --- failures ------------------------------------------------------------------------------------------------------
