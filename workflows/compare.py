@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workflows.experiment import load, read
+from workflows.experiment import Experiment, flatten, load, read
 from workflows.search import Hunt, NothingFound, Study, hunt, on_a_worker
 from workflows.space import Settings, changed, importance
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from workflows.tuner import Finals, Record
 
 AROUND = 5.0           # without a space, learning rates up to so many times lower and higher than the experiment's
+FEW = 6                # trials of each family, then
 ROWS = 64              # of the last split, whose gradients show how far back a model looks
 CALLS = 100            # of one row each, whose times are measured
 
@@ -60,6 +61,8 @@ def compare(source: str | Path | Mapping[str, Any] | None = None, overrides: lis
         raise ValueError("search.scheduler=pbt changes settings while a trial trains, so that there are none to train "
                          "again; compare with asha, median or none")
     studies = [_study(family, source, overrides, families) for family in dict.fromkeys(families)]
+    search = replace(search, trials=studies[0].experiment.search.trials)
+    experiment = replace(experiment, search=search)
     with hunt("compare", studies, experiment, resume=resume, verbose=verbose, progress=progress) as opened:
         stages: list[Any] = []
         for study in studies:
@@ -67,7 +70,8 @@ def compare(source: str | Path | Mapping[str, Any] | None = None, overrides: lis
                 study.name, study.axes, search, told=study.told, ledger=opened.ledger, primary=opened.primary,
                 maximise=opened.maximise, concurrent=opened.concurrent, after=stages[-1] if stages else None))
         seed = experiment.training.seed + 1              # other seeds than the one that the search has seen
-        finals = [tuner.Finals(stage, range(seed, seed + search.seeds), search.across) for stage in stages]
+        across = {k: [v for v in values if {k: v} != _own_place(experiment)] for k, values in search.across.items()}
+        finals = [tuner.Finals(stage, range(seed, seed + search.seeds), across) for stage in stages]
         opened.run([*stages, *finals])
         result = _Result(opened, {f.study: f for f in finals}).leave()
     opened.console.compared(result)
@@ -86,6 +90,7 @@ def _study(family: str, source: Any, overrides: list[str] | None, families: list
     if not space:
         rate = load(told).training.learning_rate
         space = {"training.learning_rate": {"loguniform": [rate / AROUND, rate * AROUND]}}
+        section = {"trials": FEW, **section} if isinstance(section, dict) else section
     if isinstance(space, dict):
         space = {key: axis for key, given in space.items() if (axis := _own(key, given, family, told, families))}
     start = [{k: v for k, v in s.items() if k in space} for s in section.get("start", [])]
@@ -106,6 +111,12 @@ def _own(key: str, given: Any, family: str, told: dict[str, Any], families: list
     if key.startswith("model.") and not _known(key, family, told) and any(_known(key, f, told) for f in families):
         return None
     return given
+
+
+def _own_place(experiment: Experiment) -> Settings:
+    """Where the experiment itself stands on `search.across`."""
+    told = dict(flatten(experiment.plain()))
+    return {key: told.get(key) for key in experiment.search.across}
 
 
 def _known(key: str, family: str, told: dict[str, Any]) -> bool:
@@ -133,7 +144,8 @@ class _Result:
         best = self.finals[family].best()
         if best is None:
             return []
-        wanted = {**best.settings, **(place or {})}
+        elsewhere = place is not None and place != _own_place(self.opened.experiment)
+        wanted = {**best.settings, **(place if place and elsewhere else {})}
         return [r for r in self.opened.ledger.of(family, "final")
                 if {k: v for k, v in r.settings.items() if k != "training.seed"} ==
                 {k: v for k, v in wanted.items() if k != "training.seed"}]

@@ -168,7 +168,7 @@ def changed(told: Mapping[str, Any], settings: Mapping[str, Any]) -> Experiment:
 
 
 def check(told: Mapping[str, Any], axes: list[Axis], search: Search) -> None:
-    """See whether the experiment takes every choice and both ends of every range, and the starting points.
+    """See whether the experiment takes every choice and both ends of every range, starting points and `across`.
 
     A value that is impossible beside the file's own other values is tried beside others of the space.
 
@@ -185,6 +185,12 @@ def check(told: Mapping[str, Any], axes: list[Axis], search: Search) -> None:
     if search.searcher == "grid" and any(a.kind != "choice" for a in axes):
         ranges = ", ".join(a.key for a in axes if a.kind != "choice")
         problems.append(f"search.searcher=grid tries every choice, but {ranges} is a range; give it as choice: [...]")
+    for key, values in search.across.items():
+        for value in values:
+            try:
+                changed(told, {key: value})
+            except ValueError as error:
+                problems.append(f"search.across.{key}: {str(error).replace('experiment: ', '')}")
     known = {a.key for a in axes}
     for number, start in enumerate(search.start):
         for key in sorted(start.keys() - known):

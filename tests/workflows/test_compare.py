@@ -70,6 +70,7 @@ def test_a_family_is_searched_in_its_own_options_only():
     without = _study("gru", {**SMALL, "search": {}}, ["training.learning_rate=1.0e-3"], families)
     assert [(a.key, a.kind, a.values) for a in without.axes] == [
         ("training.learning_rate", "loguniform", pytest.approx((2e-4, 5e-3)))]
+    assert without.experiment.search.trials == 6
 
 
 def test_every_number_of_the_table_is_traced_to_a_run_in_mlflow(found):
@@ -159,12 +160,28 @@ def test_lengths_show_where_a_family_breaks_down(session, tmp_path):
     assert made["across"] == "dataset.length" and list(made["lengths"]) == ["8", "16"]
     for value, row in made["lengths"].items():
         for family in ("rnn", "gru"):
-            own = [t for t in made["trials"]
-                   if t["study"] == family and t["settings"].get("dataset.length") == int(value)]
+            own = [t for t in made["trials"] if t["study"] == family and t["phase"] == "final"
+                   and t["settings"].get("dataset.length", 8) == int(value)]         # 8: the experiment's own
             assert row[family]["mean"] == pytest.approx(np.mean([t["metrics"]["test/mse"] for t in own]), rel=1e-6)
             assert len(own) == 2
     assert "dataset.length" in Path(result["report"]).read_text()
     assert len(list((tmp_path / "runs/prepared").iterdir())) == 2
+
+
+@pytest.mark.soak
+def test_groups_of_two_workers_are_those_of_one(tmp_path):
+    sums = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        compare(told(folder, workers={"count": count, "cpus": 1}, search={"trials": 1, "seeds": 1}), families=["gru"],
+                progress=False)
+        (file,) = folder.glob("runs/*/trials/*/groups.safetensors")
+        sums.append(safetensors.numpy.load(file.read_bytes()))
+    one, two = sums
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, err_msg=name)
 
 
 def test_a_family_that_fails_stands_in_the_table_with_its_reason(session, tmp_path):

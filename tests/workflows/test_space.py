@@ -63,6 +63,7 @@ def test_a_mistake_is_told_with_its_key_and_what_is_allowed(space, said):
     (Search(start=[{"training.rate": 1}]), "search.start, entry 1: training.rate is no key of search.space"),
     (Search(start=[{}, {"training.learning_rate": 1.0}]),
      "search.start, entry 2: training.learning_rate=1.0 lies outside of search.space"),
+    (Search(across={"dataset.day": [1]}), "search.across.dataset.day: dataset.day=1 is not known; did you mean"),
     (Search(start=[{"model.family": "rnn"}]), "model.family='rnn' lies outside of search.space"),
 ])
 def test_what_does_not_go_with_the_space_is_refused(search, said):

@@ -373,6 +373,30 @@ def test_many_params_and_the_dataset_arrive(store: str, tmp_path: Path) -> None:
     assert (used.dataset.name, used.dataset.digest, used.dataset.profile) == ("etth1", "0" * 36, '{"rows": 5}')
 
 
+@pytest.mark.parametrize("kind", ["store", "server"])
+def test_a_bundle_becomes_one_version_of_a_model_however_often_it_is_delivered(
+    kind: str, store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    uri = store if kind == "store" else request.getfixturevalue("server").uri
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    for name, versions in (("first", 1), ("second", 2)):
+        spool = tmp_path / f"spool-{name}"
+        for _ in range(2):
+            tracker = Tracker(uri, spool)
+            begin(tracker, f"{kind}-{name}")
+            tracker.artifact(f"{kind}-{name}", tmp_path / "bundle", "bundle")
+            tracker.register(f"{kind}-{name}", f"model {kind}", "bundle")
+            tracker.end(f"{kind}-{name}", "FAILED", tags={"rondo.reason": "x" * 9000})
+            assert tracker.close(WAIT) and tracker.problem() is None
+            (tmp_path / f"spool-{name}.ack").unlink()
+        client = connect(uri)
+        assert len(client.search_model_versions(f"name = 'model {kind}'")) == versions
+        run = run_of(uri, f"{kind}-{name}")
+        assert client.get_model_version_by_alias(f"model {kind}", "champion").run_id == run.info.run_id
+        assert run.info.status == "FAILED" and "[cut from 9,000 characters]" in run.data.tags["rondo.reason"]
+
+
 def test_a_refused_record_is_told_and_skipped(store: str, tmp_path: Path) -> None:
     tracker = Tracker(store, tmp_path / "spool")
     begin(tracker, "refused")
