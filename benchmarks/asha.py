@@ -34,8 +34,8 @@ def course(trials: list[dict], metric: str) -> list[tuple[float, float]]:
 
 def main(trials: int, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        common = ["search.start=[]", f"search.trials={trials}", f"training.epochs={epochs}", "model.family=gru", f"storage={folder}/runs",
-                  f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        common = ["search.start=[]", f"search.trials={trials}", f"training.epochs={epochs}", "model.family=gru",
+                  f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
         found = {}
         for name, how in (("random", ["search.searcher=random", "search.scheduler=none"]),
                           ("asha", [])):
