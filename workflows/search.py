@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workflows.trial import Shared
     from workflows.tuner import Ledger, Queue, Record, Room, Stage
 
+NODE_WAIT = 60.0       # seconds that nodes may take to fetch and import the code before trials are given out
 MEMORY = 0.9           # of a node's memory is for trials; near 0.95 of it Ray ends processes
 EXAMPLE = "search: {space: {training.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}"
 
@@ -281,6 +282,7 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
 def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Storage, name: str, place: cluster.Place,
             made: Room, console: Console, tracker: tracking.Recorder, ledger: Ledger, cpus: int) -> Hunt:
     """The hunt, with the data of all studies prepared."""
+    import ray
     import torch
 
     from workflows import loop
@@ -291,11 +293,13 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
     free = tuple(a.key for a in axes) if experiment.search.scheduler == "pbt" else ()
     shared = Shared({s.name: s.told for s in studies}, {}, {}, folder, name, cpus, tracker, free)
     opened = Hunt(experiment, studies, folder, name, kind, place, made, console, tracker, ledger, shared)
+    ready = _reach_nodes()
     with console.busy("preparing data"):
         _prepare(opened)
     prepared = next(iter(shared.prepared.values()))
     console.notes(prepared)
-    model, _ = make_model(studies[0].experiment, prepared, torch.device("cpu"))
+    with torch.device("meta"):                         # no memory is taken for weights
+        model, _ = make_model(studies[0].experiment, prepared, torch.device("meta"))
     opened.primary, opened.maximise = model.task.primary, model.task.maximise
     data = Data(studies[0].experiment, prepared, {}, loop.Workers(torch.device("cpu")))
     opened.splits = data.splits
@@ -303,7 +307,25 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
         data.plan(data.view(split), training=split == "train")         # what cannot be batched is refused here
     if free:
         _check_shapes(studies[0], prepared)
+    ray.wait(ready, num_returns=len(ready), timeout=NODE_WAIT)
     return opened
+
+
+def _reach_nodes() -> list[Any]:
+    """Tasks that let every node fetch the code and import it, while data is prepared.
+
+    Else short trials would all be run where the search started: Tune takes back a process that is not there yet when
+    another one has become free.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from workflows.train import load_modules
+
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
+    task: Any = ray.remote(num_cpus=0)(load_modules)
+    return [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
+            for node in nodes] if len(nodes) > 1 else []
 
 
 def _prepare(opened: Hunt) -> None:
@@ -355,7 +377,8 @@ def _check_shapes(study: Study, prepared: Any) -> None:
     from workflows.worker import make_model
 
     def shapes(settings: Settings) -> Any:
-        model, _ = make_model(changed(study.told, settings), prepared, torch.device("cpu"))
+        with torch.device("meta"):
+            model, _ = make_model(changed(study.told, settings), prepared, torch.device("meta"))
         return {name: value.shape for name, value in model.state_dict().items()}
 
     conditional = [a.key for a in study.axes if a.when]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 JUDGED = "judged"             # in a result: the validation metric that decides
 EPOCH = "epoch"
+NO_MEMORY = ("not enough memory", "out of memory", "allocate memory")          # what torch says then
 
 
 @dataclass
@@ -154,8 +155,8 @@ def reason(error: BaseException) -> str:
     from workflows.tracking import mask
 
     text = mask(str(error)).strip()
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text.lower():
-        return f"out of memory: {text.splitlines()[-1] if text else type(error).__name__}"
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in NO_MEMORY):
+        return f"out of memory: {text.splitlines()[0] if text else type(error).__name__}"
     return text if isinstance(error, ValueError | Diverged) else f"{type(error).__name__}: {text}"
 
 

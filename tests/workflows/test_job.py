@@ -291,14 +291,14 @@ def test_a_search_uses_both_nodes_and_is_one_run(head, trained):
                                    env={**head.environment, "RAY_AUTH_MODE": "token"})
         head.more.append(joining.pid)
         assert joining.wait(timeout=120) == 0, (head.folder / "join.log").read_text()
-    done = head.submit("search", "search", "training.epochs=1", "model.hidden_size=16", "search.trials=6",
+    done = head.submit("search", "search", "training.epochs=25", "model.hidden_size=16", "search.trials=4",
                        "search.scheduler=none", f"storage={head.folder}/runs",
                        f"tracking.uri=sqlite:///{head.folder}/mlflow.db", "--json").json()
-    assert {t["status"] for t in done["trials"]} == {"finished"} and len(done["trials"]) == 6
+    assert {t["status"] for t in done["trials"]} == {"finished"} and len(done["trials"]) == 4
     assert len({t["node_id"] for t in done["trials"]}) == 2
     from workflows.tracking import connect
     client = connect(f"sqlite:///{head.folder}/mlflow.db")
     found = client.search_runs([client.get_run(done["run_id"]).info.experiment_id],
                                f"tags.`rondo.run` = '{done['run']}'")
-    assert len(found) == 7
+    assert len(found) == 5
     assert {r.data.tags.get("mlflow.parentRunId") for r in found} == {None, done["run_id"]}
