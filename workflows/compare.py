@@ -54,6 +54,9 @@ def compare(source: str | Path | Mapping[str, Any] | None = None, overrides: lis
     """
     from workflows import tuner
 
+    families = [f for family in families if (f := family.strip())]
+    if not families:
+        raise ValueError("--families names none; give some by commas, such as gru,transformer")
     experiment = load(source, [*(overrides or []), f"model.family={families[0]}"])
     experiment = replace(experiment, overrides=tuple(overrides or ()))
     search = experiment.search
@@ -354,7 +357,8 @@ class _Result:
 
 
 def measure(shared: Shared, assignment: Assignment) -> dict[str, Any]:
-    """How long a model takes for one row, and how far back it looks, on one thread of a CPU or on the GPU.
+    """How long a model takes to answer (of task generate: to read) one row, and how far back it looks, on one thread of
+    a CPU or on the GPU.
 
     Returns:
         latency_ms with p50 and p95, in milliseconds; horizon, or None where it has no meaning.
@@ -362,6 +366,7 @@ def measure(shared: Shared, assignment: Assignment) -> dict[str, Any]:
     import torch
 
     from models.horizon import memory_horizon
+    from models.sequence import Task
     from workflows import bundle, loop
     from workflows.trial import data_key, folder_of
     from workflows.worker import Data
@@ -376,10 +381,15 @@ def measure(shared: Shared, assignment: Assignment) -> dict[str, Any]:
     rows = [step.micro[0].to(device) for step, _ in zip(data.evaluation(data.splits[-1], 1), range(ROWS), strict=False)]
     horizon = memory_horizon(model, rows)
     seconds = []
+    answers = type(model.task).predict is not Task.predict         # else it goes on with texts, of any length
     with torch.inference_mode():
         for call in range(CALLS + 5):
+            row = rows[call % len(rows)]
             start = time.perf_counter()
-            model.task.predict(model, rows[call % len(rows)])
+            if answers:
+                model.task.predict(model, row)
+            else:
+                model.task.metrics(model, row)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)

@@ -159,7 +159,8 @@ class Console:
         ordered = dict(sorted(methods.items(), key=lambda item: sign * item[1].get(judged, sign * math.inf)))
         rows = {f: result["families"][f] for f in result["ranking"]}
         more = {
-            "95 % interval": {f: f"{r['metrics'][judged]['low']:.4f} to {r['metrics'][judged]['high']:.4f}"
+            "95 % interval": {f: "-" if math.isnan(r["metrics"][judged]["low"]) else
+                              f"{r['metrics'][judged]['low']:.4f} to {r['metrics'][judged]['high']:.4f}"
                               for f, r in rows.items()},
             "seconds": {f: f"{r['seconds']:.1f}" for f, r in rows.items()},
             "ms a row": {f: f"{r['latency_ms']['p50']:.1f}" for f, r in rows.items()}}

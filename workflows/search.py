@@ -28,7 +28,7 @@ from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
 from workflows.settings import Search
-from workflows.space import Axis, Settings, axes_of, changed, check, importance
+from workflows.space import Axis, Settings, axes_of, changed, check, described, importance
 
 if TYPE_CHECKING:
     from workflows.trial import Shared
@@ -92,7 +92,8 @@ class Hunt:
         primary, maximise: the metric that decides.
         splits: of the data.
         notes: for the report.
-        started: in seconds since 1970.
+        first: what it was begun with: the command, the studies.
+        started: this process took it up, in seconds since 1970.
         queue: of trials, while they run.
     """
 
@@ -111,6 +112,7 @@ class Hunt:
     maximise: bool = False
     splits: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    first: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     queue: Queue | None = None
 
@@ -141,7 +143,8 @@ class Hunt:
         except (KeyboardInterrupt, SystemExit):
             done = sum(r.over for r in self.ledger.records)
             source = self.experiment.source
-            words = [*([source] if source not in ("", "experiment") else []), "--resume", self.name,
+            families = ["--families", ",".join(s.name for s in self.studies)] if self.kind == "compare" else []
+            words = [*([source] if source not in ("", "experiment") else []), "--resume", self.name, *families,
                      *self.experiment.overrides]
             raise Interrupted(f"stopped; {done} trials have ended, and those that ran go on from their checkpoints. "
                               f"Continue with: python -m workflows {self.kind} "
@@ -152,11 +155,14 @@ class Hunt:
         from workflows.trial import trial_key
 
         study = next(s for s in self.studies if s.name == record.study)
+        try:
+            params = changed(study.told, record.settings).plain()
+        except ValueError:                             # it will fail for that, and says why
+            params = study.experiment.replace(search=Search()).plain()
         label = " ".join([f"{record.number:04d}", *([record.study] if record.study else []),
                           *(["final"] if record.phase == "final" else [])])
-        told = {**dict(flatten(study.experiment.replace(search=Search()).plain())), **record.settings}
         self.tracker.begin(trial_key(self.name, record.number), experiment=self._experiment(), run_name=label,
-                           params=told, parent_key=self.name, tags={
+                           params={**dict(flatten(params)), **record.settings}, parent_key=self.name, tags={
                                "rondo.run": self.name, "rondo.trial": record.number, "rondo.phase": record.phase,
                                "rondo.settings": json.dumps(record.settings),
                                **({"rondo.study": record.study} if record.study else {})})
@@ -189,6 +195,14 @@ class Hunt:
         self.console.say(told)
         self.notes.append(f"{told[0].upper()}{told[1:]}.")
 
+    def end(self, status: tracking.Status) -> None:
+        """Put the end on record; of trials that still ran, too."""
+        from workflows.trial import trial_key
+
+        for number in self.queue.running if self.queue is not None else ():
+            self.tracker.end(trial_key(self.name, number), status, wait=False)
+        self.tracker.end(self.name, status)
+
     def run_ids(self) -> None:
         """Put the MLflow run of each trial into the ledger."""
         from workflows.trial import trial_key
@@ -204,16 +218,26 @@ class Hunt:
         """What search.json and compare.json have in common."""
         search = self.experiment.search
         return {
-            "kind": self.kind, "name": self.name, "command": command(self.kind), "experiment": self.experiment.plain(),
+            "kind": self.kind, "name": self.name, "command": self.first["command"],
+            "experiment": self.experiment.plain(),
             "primary": self.primary, "maximise": self.maximise, "space": search.space,
             "budget": {**{k: getattr(search, k) for k in ("trials", "seconds", "searcher", "scheduler", "seed")},
                        "concurrent": self.concurrent},
             "trials": [asdict(r) for r in self.ledger.records],
-            "seconds": round(time.time() - self.started, 1),
+            "seconds": round(time.time() - self.started + self._before(), 1),
             "used": round(sum(r.seconds for r in self.ledger.records), 1),
             "run_id": self.tracker.run_id(self.name, timeout=30),
             "tracking": tracking.without_secrets(self.experiment.tracking.uri), "notes": self.notes,
             "versions": {name: importlib.metadata.version(name) for name in ("ray", "torch", "mlflow", "optuna")}}
+
+    def _before(self) -> float:
+        """Seconds in which trials ran in earlier processes."""
+        spans = sorted((r.started, r.ended) for r in self.ledger.records if 0 < r.ended < self.started)
+        total = until = 0.0
+        for start, end in spans:
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
 
     def report(self) -> str:
         """Write the page, and put it on record; where it is."""
@@ -253,16 +277,18 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
                 raise ValueError(f"no trial fits: {made.said}; lower workers.count, workers.cpus or workers.gpus, or "
                                  "add nodes")
             console.say(f"{name}: {'continued' if resume else 'started'}, in {folder.uri}\n{made.said}")
-            folder.write("experiment.yaml", experiment.text().encode())
             tracker = tracking.start(experiment.tracking.uri, spool_of(folder), actor=True,
                                      system_metrics=experiment.tracking.system_seconds or None)
-            tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
-                          params=dict(flatten(experiment.plain())),
-                          tags={"rondo.run": name, "rondo.storage": folder.uri, "rondo.kind": kind})
             status: tracking.Status = "FAILED"
+            opened = None
             try:
                 opened = _opened(kind, studies, experiment, folder, name, place, made, console, tracker,
                                  Ledger(folder), workers.cpus or 1)
+                opened.first = _first(folder, kind, studies)
+                folder.write("experiment.yaml", experiment.text().encode())
+                tracker.begin(name, experiment=experiment.tracking.experiment or experiment.name, run_name=name,
+                              params=dict(flatten(experiment.plain())),
+                              tags={"rondo.run": name, "rondo.storage": folder.uri, "rondo.kind": kind})
                 yield opened
                 status = "FINISHED"
             except BaseException as error:
@@ -271,12 +297,30 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
                     status = "KILLED"
                 raise
             finally:
-                tracker.end(name, status)
+                if opened is not None:
+                    opened.end(status)
                 if not tracker.close(timeout=120):
                     console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in "
                                 f"{spool_of(folder)}")
         finally:
             cluster.disconnect(place)
+
+
+def _first(folder: Storage, kind: str, studies: list[Study]) -> dict[str, Any]:
+    """What a search or comparison was begun with: written when it begins, read when it is resumed.
+
+    Raises:
+        ValueError: it was of other families.
+    """
+    told: dict[str, Any] = {"command": command(kind), "studies": [s.name for s in studies]}
+    if not folder.exists("begun.json"):
+        folder.write("begun.json", json.dumps(told).encode())
+        return told
+    before: dict[str, Any] = json.loads(folder.read("begun.json"))
+    if before["studies"] != told["studies"]:
+        raise ValueError(f"--resume: that comparison is of {', '.join(before['studies'])}; "
+                         f"give --families {','.join(before['studies'])}")
+    return before
 
 
 def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Storage, name: str, place: cluster.Place,
@@ -305,6 +349,7 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
     opened.splits = data.splits
     for split in data.splits:
         data.plan(data.view(split), training=split == "train")         # what cannot be batched is refused here
+    _check_measured(opened)
     if free:
         _check_shapes(studies[0], prepared)
     ray.wait(ready, num_returns=len(ready), timeout=NODE_WAIT)
@@ -350,12 +395,12 @@ def _prepare(opened: Hunt) -> None:
         opened.notes.append(f"{len(cached)} variants of the data were prepared, one for each {' and '.join(keys)}.")
 
 
-def variants(study: Study) -> Iterator[Settings]:
-    """Every combination of settings that say something of the dataset."""
+def variants(study: Study, *, across: bool = True) -> Iterator[Settings]:
+    """Every combination of settings that say something of the dataset, `search.across` among them or not."""
     unset = object()
-    across = study.experiment.search.across
     own = {a.key: [*a.values, *([unset] if a.when else [])] for a in study.axes}
-    own |= {key: [*values, unset] for key, values in across.items()}
+    if across:
+        own |= {key: [*values, unset] for key, values in study.experiment.search.across.items()}
     keys = [key for key in own if key.startswith("dataset.")]
     for values in itertools.product(*(own[key] for key in keys)):
         settings = {k: v for k, v in zip(keys, values, strict=True) if v is not unset}
@@ -364,6 +409,42 @@ def variants(study: Study) -> Iterator[Settings]:
         except ValueError:                             # no trial can have these together
             continue
         yield settings
+
+
+def _check_measured(opened: Hunt) -> None:
+    """Refuse a space in which trials would be measured on other rows, or by another metric.
+
+    Raises:
+        ValueError: the settings that change it.
+    """
+    import torch
+
+    from workflows import loop
+    from workflows.trial import data_key
+    from workflows.worker import Data, make_model
+
+    def measured(experiment: Experiment) -> tuple[Any, ...]:
+        prepared = opened.shared.prepared[data_key(experiment)]
+        with torch.device("meta"):
+            task = make_model(experiment, prepared, torch.device("meta"))[0].task
+        data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
+        rows = {split: int(data.view(split).rows.sum()) for split in dict.fromkeys(("validation", data.splits[-1]))}
+        return task.primary, task.maximise, rows
+
+    first: tuple[Any, ...] = ()
+    for study in opened.studies:
+        data = list(variants(study, across=False))
+        values = [{a.key: value} for a in study.axes if a.key.startswith("task.") for value in a.values]
+        for settings in [*data, *({**data[0], **one} for one in values)]:
+            try:
+                found = measured(changed(study.told, settings))
+            except (KeyError, ValueError):             # not by itself; a trial that has it says what is wrong
+                continue
+            first = first or found
+            if found != first:
+                raise ValueError(f"search.space: with {described(settings)} trials are judged by {found[0]} on "
+                                 f"{found[2]} rows, else by {first[0]} on {first[2]}: they could not be compared; "
+                                 "leave that to the experiment")
 
 
 def _check_shapes(study: Study, prepared: Any) -> None:

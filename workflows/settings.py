@@ -70,7 +70,8 @@ class Workers:
 
     Attributes:
         count: Ray Train workers. One worker on a Ray of this machine's own runs in the starting process.
-        cpus: CPUs of each worker, also its torch threads; null: an equal share of this machine's, or 1 on a cluster.
+        cpus: CPUs of each worker, also its torch threads; null: an equal share of this machine's, or 1 on a cluster and
+            in a search.
         gpus: GPUs of each worker.
         failures: times that lost workers are replaced before the run fails.
         wait: seconds to wait for a cluster to grow to what is asked for; 0 refuses at once.
@@ -102,7 +103,7 @@ class Search:
         trials: how many; null: as many as end within `seconds`.
         seconds: that trials may take together, by the clock; null: no such limit.
         searcher: tpe (tree-structured Parzen estimator, Bergstra et al. 2011), random, or grid (every combination of
-            choices).
+            choices that can be).
         scheduler: asha (asynchronous successive halving, Li et al. 2020), median (stops what is worse than the median
             of the others so far), pbt (population-based training, Jaderberg et al. 2017: the worst trials go on from
             the best ones' weights, with other settings) or none.

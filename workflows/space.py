@@ -69,6 +69,13 @@ class Axis:
         inside = min(high, max(low, value))
         return round(inside) if RANGES[self.kind] is int else min(high, max(low, float(f"{inside:.{DIGITS - 1}e}")))
 
+    def every(self, most: int) -> tuple[Any, ...] | None:
+        """All its values, where there are at most so many; else None."""
+        if self.kind == "choice":
+            return self.values
+        low, high = self.values
+        return tuple(range(low, high + 1)) if RANGES[self.kind] is int and high - low < most else None
+
     def distribution(self) -> Any:
         """The same as optuna's distribution."""
         from optuna import distributions as known
@@ -179,13 +186,18 @@ def check(told: Mapping[str, Any], axes: list[Axis], search: Search) -> None:
     chance = random.Random(0)
     for axis in axes:
         for value in axis.values:
-            error = _impossible(told, axes, axis, value, chance)
+            fixed = {axis.key: value, **{key: chance.choice(allowed) for key, allowed in axis.when.items()}}
+            error = _impossible(told, axes, fixed, chance)
             if error is not None:
                 problems.append(f"search.space.{axis.key}: {error}")
     if search.searcher == "grid" and any(a.kind != "choice" for a in axes):
         ranges = ", ".join(a.key for a in axes if a.kind != "choice")
         problems.append(f"search.searcher=grid tries every choice, but {ranges} is a range; give it as choice: [...]")
     for key, values in search.across.items():
+        if key.partition(".")[0] not in SECTIONS or key in ("training.seed", "model.family", *(a.key for a in axes)):
+            problems.append(f"search.across.{key}: it takes a key of {', '.join(SECTIONS)} that is not searched, such "
+                            "as dataset.length; seeds and families are compared anyway")
+            continue
         for value in values:
             try:
                 changed(told, {key: value})
@@ -200,6 +212,9 @@ def check(told: Mapping[str, Any], axes: list[Axis], search: Search) -> None:
             if axis.key in start and not _inside(axis, start[axis.key]):
                 problems.append(f"search.start, entry {number + 1}: {axis.key}={start[axis.key]!r} lies outside of "
                                 f"search.space, where it is {axis.kind}: {list(axis.values)}")
+        wrong = _impossible(told, axes, {k: v for k, v in start.items() if k in known}, chance)
+        if wrong is not None:
+            problems.append(f"search.start, entry {number + 1}: {wrong}")
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
 
@@ -210,18 +225,16 @@ def _inside(axis: Axis, value: Any) -> bool:
     return isinstance(value, int | float) and axis.values[0] <= value <= axis.values[1]
 
 
-def _impossible(told: Mapping[str, Any], axes: list[Axis], axis: Axis, value: Any, chance: random.Random) -> str | None:
-    """Why no settings with this value can be; None where some can."""
+def _impossible(told: Mapping[str, Any], axes: list[Axis], fixed: Settings, chance: random.Random) -> str | None:
+    """Why no settings with these values can be; None where some can."""
     first: str | None = None
     for attempt in range(TRIES):
         settings: Settings = {}
-        for other in axes:
-            if other.key == axis.key:
-                settings[other.key] = value
-            elif other.key in axis.when:
-                settings[other.key] = chance.choice(axis.when[other.key])
-            elif attempt and other.applies(settings):
-                settings[other.key] = _random(other, chance)
+        for axis in axes:
+            if axis.key in fixed:
+                settings[axis.key] = fixed[axis.key]
+            elif attempt and axis.applies(settings):
+                settings[axis.key] = _random(axis, chance)
         try:
             changed(told, settings)
             return None
@@ -241,10 +254,10 @@ def _random(axis: Axis, chance: random.Random) -> Any:
     return round(drawn) if RANGES[axis.kind] is int else drawn
 
 
-def combinations(axes: list[Axis]) -> Iterator[Settings]:
-    """Every settings of axes that are all choices, the first axis slowest."""
+def combinations(axes: list[Axis], most: int) -> Iterator[Settings]:
+    """Every settings of axes with at most `most` values each, the first axis slowest."""
     seen = []
-    for values in itertools.product(*(axis.values for axis in axes)):
+    for values in itertools.product(*(axis.every(most) or () for axis in axes)):
         settings: Settings = {}
         for axis, value in zip(axes, values, strict=True):
             if axis.applies(settings):
@@ -256,9 +269,9 @@ def combinations(axes: list[Axis]) -> Iterator[Settings]:
 
 def count(axes: list[Axis], most: int) -> int | None:
     """How many different settings there are, where that is at most `most`; else None."""
-    if any(axis.kind != "choice" for axis in axes):
+    if any(axis.every(most) is None for axis in axes):
         return None
-    found = len(list(itertools.islice(combinations(axes), most + 1)))
+    found = len(list(itertools.islice(combinations(axes, most), most + 1)))
     return found if found <= most else None
 
 
@@ -269,25 +282,30 @@ class Sampler:
         axes: of the space.
         search: searcher, seed, start, trials.
         maximise: whether the highest value is best.
-        told: the experiment that they change; settings that it cannot have are drawn again.
+        told: the experiment that they change; settings that it cannot have are not given out.
+        past: trials of an earlier process, which will be replayed: their draws are not to be repeated.
     """
 
-    def __init__(self, axes: list[Axis], search: Search, *, maximise: bool, told: Mapping[str, Any]) -> None:
+    def __init__(self, axes: list[Axis], search: Search, *, maximise: bool, told: Mapping[str, Any],
+                 past: int = 0) -> None:
         self.axes, self.told = axes, told
-        few = count(axes, search.trials) if search.trials else None
-        self.grid = combinations(axes) if search.searcher == "grid" or few is not None else None
+        self.twice = search.scheduler == "pbt"         # its trials part ways later
+        few = count(axes, search.trials) if search.trials and not self.twice else None
+        every = len(axes) and max(len(a.values) for a in axes)
+        self.grid = combinations(axes, max(every, search.trials or 0)) if (
+            search.searcher == "grid" or few is not None) else None
         self.start = [dict(s) for s in search.start]
         self.given: list[Settings] = []
         self.open: dict[int, Any] = {}                 # number of a trial -> optuna's trial
-        self._study = _study(search, maximise=maximise)
+        self._study = _study(search, maximise=maximise, past=past)
 
     def next(self, number: int) -> Settings | None:
-        """Settings for trial `number`; None where all have been tried."""
+        """Settings for trial `number`; None where nothing new is left, or can be found."""
         if self.start:
             self._study.enqueue_trial({a.key: a.stored(v) for s in (self.start.pop(0),) for a in self.axes
                                        if (v := s.get(a.key, _NONE)) is not _NONE})
         elif self.grid is not None:
-            untried = next((s for s in self.grid if s not in self.given), None)
+            untried = next((s for s in self.grid if s not in self.given and self._possible(s)), None)
             if untried is not None:
                 self.given.append(untried)
             return untried
@@ -297,12 +315,12 @@ class Sampler:
             for axis in self.axes:
                 if axis.applies(settings):
                     settings[axis.key] = axis.draw(trial)
-            if settings not in self.given and self._possible(settings):
-                break
+            if (self.twice or settings not in self.given) and self._possible(settings):
+                self.open[number] = trial
+                self.given.append(settings)
+                return settings
             self._study.tell(trial, state=_state("FAIL"))
-        self.open[number] = trial
-        self.given.append(settings)
-        return settings
+        return None
 
     def _possible(self, settings: Settings) -> bool:
         try:
@@ -352,15 +370,16 @@ class Sampler:
 _NONE = object()
 
 
-def _study(search: Search, *, maximise: bool) -> Any:
+def _study(search: Search, *, maximise: bool, past: int = 0) -> Any:
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                # "experimental": these options have been for years
         if search.searcher == "random":
-            sampler: Any = optuna.samplers.RandomSampler(seed=search.seed)
+            sampler: Any = optuna.samplers.RandomSampler(seed=search.seed + past)
         else:
-            sampler = optuna.samplers.TPESampler(seed=search.seed, multivariate=True, group=True, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(seed=search.seed + past, multivariate=True, group=True,
+                                                 constant_liar=True)
     return optuna.create_study(direction="maximize" if maximise else "minimize", sampler=sampler)
 
 

@@ -124,12 +124,19 @@ class Recorder(ABC):
         self.put({"op": "register", "key": key, "time": _now(), "name": name, "folder": folder})
 
     def end(
-        self, key: str, status: Status, *, tags: Mapping[str, Any] = MappingProxyType({}), wait: bool = True
+        self,
+        key: str,
+        status: Status,
+        *,
+        tags: Mapping[str, Any] = MappingProxyType({}),
+        time_ms: int | None = None,
+        wait: bool = True,
     ) -> None:
         """Close the run. Returns when that is on disk, unless told not to `wait`; `flush` waits until MLflow has it."""
         _check_names("tag", tags)
         told = {name: cut(mask(str(value)), MAX_TAG) for name, value in tags.items()}
-        self.put({"op": "end", "key": key, "time": _now(), "status": status, "tags": told})
+        stamp = _now() if time_ms is None else time_ms
+        self.put({"op": "end", "key": key, "time": stamp, "status": status, "tags": told})
         if wait:
             self.settle()
 

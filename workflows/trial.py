@@ -249,7 +249,6 @@ class _Nested(_Run):
         kind: Any = ray.remote(_Gate)
         self.gate = kind.options(num_cpus=0, max_concurrency=8).remote()
         self.waits = False                     # whether the workers wait for leave
-        self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._train, args=(job, final, deadline), daemon=True)
         self.thread.start()
 

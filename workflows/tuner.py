@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from datasets.storage import Storage
 from workflows.settings import Search
-from workflows.space import Axis, Sampler, Settings
+from workflows.space import RANGES, Axis, Sampler, Settings
 from workflows.tracking import Recorder
 from workflows.trial import EPOCH, JUDGED, Assignment, Shared, Trial, began, folder_of, reason, trial_key
 
@@ -148,8 +148,8 @@ class Searching:
                  primary: str, maximise: bool, concurrent: int, after: Searching | None = None) -> None:
         self.study, self.search, self.ledger, self.after = study, search, ledger, after
         self.primary, self.maximise, self.exhausted = primary, maximise, False
-        self.sampler = Sampler(axes, search, maximise=maximise, told=told)
         past = ledger.of(study, "search")
+        self.sampler = Sampler(axes, search, maximise=maximise, told=told, past=len(past))
         for record in past:
             self.sampler.replay(record.number, record.settings, self._values(record),
                                 stopped=record.status == "stopped", over=record.over)
@@ -242,6 +242,10 @@ class Queue:
         self.running: dict[int, Record] = {}
         self.waiting = [r for r in ledger.records if not r.over]
         self.pruned: set[int] = set()
+        for record in ledger.records:                  # of an earlier process, which may have died before it told
+            if record.over:
+                begin(record)
+                self._put_on_record(record)
 
     @property
     def exhausted(self) -> bool:
@@ -268,8 +272,8 @@ class Queue:
 
     def _give(self, record: Record) -> Assignment:
         self.running[record.number] = record
-        self.begin(record)
         self.ledger.write(record)
+        self.begin(record)
         return Assignment(record.number, record.study, record.settings, record.phase == "final",
                           *self._stage(record).bound())
 
@@ -311,10 +315,10 @@ class Queue:
         if final is not None:
             record.metrics, record.baselines = final["metrics"], final["baselines"]
         record.ended = time.time()
-        self._stage(record).tell(record)
-        self.ledger.write(record)
-        self._prune(record.study)
         self._put_on_record(record)
+        self.ledger.write(record)
+        self._stage(record).tell(record)
+        self._prune(record.study)
         self.watch(record)
 
     def _put_on_record(self, record: Record) -> None:
@@ -323,7 +327,8 @@ class Queue:
             own = {k: v for k, v in record.metrics.items() if k != "train/loss"}
             self.tracker.metrics(key, own, int(record.history[-1]["step"]) + 1)
         tags = {"rondo.status": record.status, **({"rondo.reason": record.reason} if record.reason else {})}
-        self.tracker.end(key, "FAILED" if record.status == "failed" else "FINISHED", tags=tags, wait=False)
+        self.tracker.end(key, "FAILED" if record.status == "failed" else "FINISHED", tags=tags, wait=False,
+                         time_ms=int(record.ended * 1000))
 
     def _prune(self, study: str) -> None:
         """Keep the checkpoints of the best trials and of those that run; a final one has its bundle."""
@@ -382,8 +387,10 @@ class _Told(tune.Callback):  # type: ignore[misc]
         self.queue.ended(trial.config["trial"]["number"], json.loads(told) if told else nothing)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        with open(trial.pickled_error_file, "rb") as file:         # written by this process, a moment ago
-            error = pickle.load(file)
+        error: Exception = RuntimeError("its process died")
+        if trial.pickled_error_file is not None:
+            with open(trial.pickled_error_file, "rb") as file:     # written by this process, a moment ago
+                error = pickle.load(file)
         self.queue.ended(trial.config["trial"]["number"], {"failed": lost(error)})
 
     def __reduce__(self) -> Any:
@@ -461,6 +468,26 @@ class _Population(PopulationBasedTraining):  # type: ignore[misc]
         settings = {a.key: a.nearest(config["trial"]["settings"][a.key]) for a in self.axes}
         return {"trial": {**trial.config["trial"], "settings": settings}}, operations
 
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        decision = super().on_trial_result(controller, trial, result)
+        self._move_on(controller, None)
+        return decision
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(controller, trial, result)
+        self._move_on(controller, trial)
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        super().on_trial_error(controller, trial)
+        self._move_on(controller, trial)
+
+    def _move_on(self, controller: Any, ended: Any) -> None:
+        """Let those that wait for a trial that has ended go on: Tune 2.60 moves on only when the last one reports."""
+        times = [self._trial_state[t].last_train_time for t in controller.get_live_trials() if t is not ended]
+        until: int = self._next_perturbation_sync      # type: ignore[has-type]
+        if times and min(times) >= until:
+            self._next_perturbation_sync = max(times) + self._perturbation_interval
+
 
 class _Past:
     """A trial of an earlier process, as far as a scheduler asks."""
@@ -503,8 +530,11 @@ def _domain(axis: Axis) -> Any:
     """What population-based training may change a setting to."""
     if axis.kind == "choice":
         return list(axis.values)
+    low, high = axis.values
+    if RANGES[axis.kind] is int:
+        high += 1                                      # which Tune leaves out
     return {"uniform": tune.uniform, "loguniform": tune.loguniform, "int": tune.randint,
-            "logint": tune.lograndint}[axis.kind](*axis.values)
+            "logint": tune.lograndint}[axis.kind](low, high)
 
 
 @dataclass(frozen=True)

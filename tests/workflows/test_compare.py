@@ -195,6 +195,28 @@ def test_a_family_that_fails_stands_in_the_table_with_its_reason(session, tmp_pa
                 families=["transformer"], progress=False)
 
 
+@pytest.mark.parametrize("name", ["chorales", "number_words", "gestures"])
+def test_tasks_of_other_kinds_are_compared_too(name, session, tmp_path):
+    rows = {"chorales": 300, "number_words": 300, "gestures": 120}[name]
+    result = compare(f"workflows/experiments/{name}.yaml", [
+        "training.epochs=1", "search={trials: 1, seeds: 2}", f"dataset.rows={rows}", f"storage={tmp_path}/runs",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"], families=["gru", "rnn"], progress=False)
+    for row in result["families"].values():
+        assert row["latency_ms"]["p50"] > 0 and row["horizon"]["norms"] and row["failed"] == ""
+    assert Path(result["report"]).stat().st_size > 10_000
+
+
+def test_a_comparison_is_resumed_with_its_own_families_only(found, tmp_path):
+    from datasets.storage import Storage
+    from workflows.search import _first
+
+    folder, studies = Storage(tmp_path), [_study(f, SMALL, None, ["gru", "lstm"]) for f in ("gru", "lstm")]
+    begun = _first(folder, "compare", studies)
+    assert _first(folder, "compare", studies) == begun
+    with pytest.raises(ValueError, match="that comparison is of gru, lstm; give --families gru,lstm"):
+        _first(folder, "compare", studies[:1])
+
+
 def test_population_based_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there are none to train again"):
         compare(told(tmp_path, search={"scheduler": "pbt"}), families=["gru"], progress=False)

@@ -146,6 +146,15 @@ def test_a_search_without_a_space_is_refused_with_an_example(tmp_path):
         search({**told(tmp_path), "search": {}}, progress=False)
 
 
+@pytest.mark.parametrize(("space", "said"), [
+    ({"task.loss": {"choice": ["mse", "mae"]}}, "with loss=mae trials are judged by mae on"),
+    ({"dataset.days": {"choice": [30, 40]}}, "with days=40 trials are judged by mse on {'validation':")])
+def test_trials_that_could_not_be_compared_are_refused(space, said, session, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        search(told(tmp_path, space=space), progress=False)
+    assert not list(tmp_path.glob("runs/*/experiment.yaml"))             # nothing that could be resumed
+
+
 @pytest.mark.parametrize("options", [["workers.cpus=3"], ["workers.count=3", "workers.cpus=2"]])
 def test_trials_that_no_machine_can_run_are_refused_at_once_with_the_arithmetic(options, tmp_path):
     more = [f"workers.cpus={(os.cpu_count() or 1) + 1}"] if len(options) == 1 else [
@@ -176,6 +185,18 @@ def test_what_population_based_training_cannot_change_is_refused(session, tmp_pa
 
 
 # --- schedulers and budgets ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("more", [{"training.clip": 0.0}, {"training.patience": 1}, {}],
+                         ids=["nan", "patience", "time"])
+def test_population_based_training_ends_when_trials_end_early(more, session, tmp_path):
+    """Those that have come to an exchange wait for the others, of which one may never come."""
+    rates = [1e-3, 2e-3, 1e30, 4e-3] if "training.clip" in more else [1e-3, 2e-3, 3e-3, 4e-3]
+    seconds = None if more else 6.0
+    result = search(told(tmp_path, scheduler="pbt", seconds=seconds, space={"training.learning_rate": {
+        "choice": rates}}), overrides=[f"training.epochs={4 if more else 200}", *(f"{k}={v}" for k, v in more.items())],
+        progress=False)
+    assert len(result["trials"]) == 4 and all(t["status"] != "running" for t in result["trials"])
+
 
 def test_population_based_training_lets_the_worst_go_on_from_the_best(session, tmp_path):
     result = search(told(tmp_path, scheduler="pbt", space={
@@ -244,14 +265,13 @@ def test_fewer_trials_run_at_a_time_where_memory_is_too_small(session, tmp_path,
 # --- failures ------------------------------------------------------------------------------------------------------
 
 def test_a_trial_that_raises_one_without_memory_and_one_with_nan_are_told_with_reasons(session, tmp_path):
-    space = {"model.hidden_size": {"choice": [16, 12, 400000]}, "training.learning_rate": {"choice": [5e-3, 1e30]},
-             "model.heads": {"choice": [4, 8]}}
-    result = search(told(tmp_path, searcher="grid", space=space), overrides=["model.family=transformer"],
+    space = {"model.hidden_size": {"choice": [16, 400000]}, "training.learning_rate": {"choice": [5e-3, 1e30]},
+             "task.lookback": {"choice": [48, 4800]}}
+    result = search(told(tmp_path, searcher="grid", trials=None, space=space), overrides=["model.family=transformer"],
                     progress=False)
     reasons = {tuple(t["settings"].values()): t["reason"] for t in result["trials"]}
-    assert reasons[16, 5e-3, 4] == reasons[16, 5e-3, 8] == reasons[12, 5e-3, 4] == ""
-    assert "model.hidden_size=12 cannot be divided among model.heads=8" in reasons[12, 5e-3, 8]
-    assert reasons[400000, 5e-3, 4].startswith("out of memory: ") and "nan" in reasons[16, 1e30, 4]
+    assert reasons[16, 5e-3, 48] == "" and "has no window in train" in reasons[16, 5e-3, 4800]
+    assert reasons[400000, 5e-3, 48].startswith("out of memory: ") and "nan" in reasons[16, 1e30, 48]
     by_trial = runs(tmp_path)
     assert by_trial[None].info.status == "FINISHED"
     for trial in result["trials"]:
@@ -259,7 +279,7 @@ def test_a_trial_that_raises_one_without_memory_and_one_with_nan_are_told_with_r
         assert run.info.status == ("FAILED" if trial["reason"] else "FINISHED")
         assert run.data.tags.get("rondo.reason", "") == trial["reason"]
     page = Path(result["report"]).read_text()
-    assert "out of memory" in page and "cannot be divided among" in page
+    assert "out of memory" in page and "has no window in train" in page
 
 
 def test_a_search_whose_trials_all_fail_says_why_and_leaves_a_page(session, tmp_path):
@@ -369,7 +389,8 @@ def test_ctrl_c_stops_a_search_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130 and "Traceback" not in said
     assert re.search(r"Continue with: python -m workflows search \S+small.yaml --resume small-search-\S+ "
                      r"training.epochs=10", said)
-    assert runs(tmp_path)[None].info.status == "KILLED"
+    by_trial = runs(tmp_path)
+    assert by_trial[None].info.status == "KILLED" and "RUNNING" not in {r.info.status for r in by_trial.values()}
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -63,6 +63,10 @@ def test_a_mistake_is_told_with_its_key_and_what_is_allowed(space, said):
     (Search(start=[{"training.rate": 1}]), "search.start, entry 1: training.rate is no key of search.space"),
     (Search(start=[{}, {"training.learning_rate": 1.0}]),
      "search.start, entry 2: training.learning_rate=1.0 lies outside of search.space"),
+    (Search(across={"storage": ["x"]}), "search.across.storage: it takes a key of dataset, task, model, training"),
+    (Search(across={"model.hidden_size": [8]}), "that is not searched"),
+    (Search(start=[{"model.hidden_size": 12, "model.family": "transformer", "model.heads": 8}]),
+     "search.start, entry 1: model.heads=8 lies outside"),
     (Search(across={"dataset.day": [1]}), "search.across.dataset.day: dataset.day=1 is not known; did you mean"),
     (Search(start=[{"model.family": "rnn"}]), "model.family='rnn' lies outside of search.space"),
 ])
@@ -152,7 +156,7 @@ GRID = {"model.family": {"choice": ["gru", "transformer"]},
 
 
 def test_a_grid_tries_each_combination_once_and_no_key_that_does_not_apply():
-    every = list(combinations(axes_of(GRID)))
+    every = list(combinations(axes_of(GRID), 9))
     assert every == [{"model.family": "gru"}, {"model.family": "transformer", "model.heads": 2},
                      {"model.family": "transformer", "model.heads": 4}]
     sampler = Sampler(axes_of(GRID), Search(searcher="grid", trials=None), maximise=False, told=TOLD)
@@ -163,6 +167,38 @@ def test_a_space_with_fewer_settings_than_trials_is_tried_as_a_whole():
     assert count(axes_of(GRID), 16) == 3 and count(axes_of(GRID), 2) is None and count(axes_of(SPACE), 9) is None
     sampler = Sampler(axes_of(GRID), Search(trials=16), maximise=False, told=TOLD)
     assert len([s for i in range(5) if (s := sampler.next(i)) is not None]) == 3
+
+
+def test_a_range_of_few_whole_numbers_is_tried_as_a_whole_and_then_ends():
+    axes = axes_of({"model.layers": {"int": [1, 3]}})
+    sampler = Sampler(axes, Search(trials=8), maximise=False, told=TOLD)
+    assert [sampler.next(n) for n in range(4)] == [*({"model.layers": n} for n in (1, 2, 3)), None]
+    few = Sampler(axes, Search(trials=None, seconds=9.0, searcher="random"), maximise=False, told=TOLD)
+    drawn = [few.next(n) for n in range(4)]
+    for number in range(3):
+        few.tell(number, [0.5], stopped=False)
+    assert sorted(s["model.layers"] for s in drawn[:3]) == [1, 2, 3] and drawn[3] is None
+
+
+def test_a_grid_leaves_out_what_cannot_be():
+    axes = axes_of({"model.family": {"choice": ["transformer"]}, "model.hidden_size": {"choice": [16, 12]},
+                    "model.heads": {"choice": [4, 2]}})
+    sampler = Sampler(axes, Search(searcher="grid", trials=None), maximise=False, told=TOLD)
+    drawn = [sampler.next(n) for n in range(4)]
+    assert drawn[3] is None and [(s["model.hidden_size"], s["model.heads"]) for s in drawn[:3]] == [
+        (16, 4), (16, 2), (12, 2)]               # a head of 3 numbers has no rotary positions
+
+
+@pytest.mark.parametrize("past", [5, 40])
+def test_a_resumed_random_search_goes_on_with_new_draws(past):
+    axes = axes_of({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}})
+    first = Sampler(axes, Search(searcher="random"), maximise=False, told=TOLD)
+    given_ = [first.next(n) for n in range(past)]
+    again = Sampler(axes, Search(searcher="random"), maximise=False, told=TOLD, past=past)
+    for number, old in enumerate(given_):
+        again.replay(number, old, [0.5], stopped=False, over=True)
+    assert again.next(past) not in given_
+    again.tell(past, [0.4], stopped=False)
 
 
 def test_a_replayed_search_does_not_try_again_what_was_tried():
