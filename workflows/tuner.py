@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -240,6 +243,7 @@ class Queue:
         self.stages, self.ledger, self.begin, self.tracker, self.name = stages, ledger, begin, tracker, name
         self.most, self.keep, self.maximise, self.scheduler, self.watch = most, keep, maximise, scheduler, watch
         self.running: dict[int, Record] = {}
+        self.stop = False                              # asked by Ctrl-C
         self.waiting = [r for r in ledger.records if not r.over]
         self.pruned: set[int] = set()
         for record in ledger.records:                  # of an earlier process, which may have died before it told
@@ -373,6 +377,10 @@ class _Told(tune.Callback):  # type: ignore[misc]
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.queue.stop:
+            raise KeyboardInterrupt
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         given = trial.config["trial"]
         self.queue.changed(given["number"], given["settings"])
@@ -395,6 +403,24 @@ class _Told(tune.Callback):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         return object, ()
+
+
+@contextmanager
+def _interruptible(queue: Queue) -> Iterator[None]:
+    """Ctrl-C ends the trials between two steps of Tune: an exception in the midst of one can be lost; a second one ends
+    at once."""
+    def ask(number: int, frame: Any) -> None:
+        if queue.stop:
+            raise KeyboardInterrupt
+        queue.stop = True
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
 
 
 def _survive_memory() -> None:
@@ -600,8 +626,11 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
     if search.scheduler == "pbt":                      # it takes no searcher, but all trials at once
         space, how = {"trial": tune.grid_search([asdict(a) for a in iter(queue.next, None)])}, {}
     trainable = tune.with_resources(tune.with_parameters(Trial, shared=shared), room.resources)
-    tune.Tuner(trainable, param_space=space, tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, **how),
-               run_config=tune.RunConfig(
-                   name="ray", storage_path=queue.ledger.folder.uri, verbose=0, callbacks=[_Told(queue)],
-                   checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False))).fit()
+    tuner = tune.Tuner(
+        trainable, param_space=space, tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, **how),
+        run_config=tune.RunConfig(
+            name="ray", storage_path=queue.ledger.folder.uri, verbose=0, callbacks=[_Told(queue)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False)))
+    with _interruptible(queue):
+        tuner.fit()
     queue.ledger.folder.delete("ray")

