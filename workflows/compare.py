@@ -224,7 +224,7 @@ class _Result:
         from workflows.trial import data_key
         from workflows.worker import make_model
 
-        study = next(s for s in self.opened.studies if s.name == family)
+        study = self.opened.study(family)
         experiment = changed(study.told, self.records(family, place)[0].settings)
         return make_model(experiment, self.opened.shared.prepared[data_key(experiment)], torch.device("cpu"))[0].task
 
@@ -300,7 +300,7 @@ class _Result:
         from workflows.trial import data_key, folder_of
 
         opened, run = self.opened, folder_of(self.opened.folder, record.number)
-        study = next(s for s in opened.studies if s.name == family)
+        study = opened.study(family)
         experiment = changed(study.told, record.settings)
         made = local_folder(opened.folder) / "pictures" / family
         made.mkdir(parents=True, exist_ok=True)

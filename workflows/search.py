@@ -11,15 +11,12 @@ import itertools
 import json
 import logging
 import math
-import re
 import shlex
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +113,10 @@ class Hunt:
     started: float = field(default_factory=time.time)
     queue: Queue | None = None
 
+    def study(self, name: str) -> Study:
+        """The study of this name."""
+        return next(s for s in self.studies if s.name == name)
+
     @property
     def concurrent(self) -> int:
         """Trials at a time."""
@@ -154,7 +155,7 @@ class Hunt:
         """Put a trial on record: a child of the search's run."""
         from workflows.trial import trial_key
 
-        study = next(s for s in self.studies if s.name == record.study)
+        study = self.study(record.study)
         try:
             params = changed(study.told, record.settings).plain()
         except ValueError:                             # it will fail for that, and says why
@@ -253,7 +254,7 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
     Raises:
         ValueError: the user's mistakes, before anything starts where that can be.
     """
-    from workflows.train import check_splits, spool_of, torch_meanwhile
+    from workflows.train import check_splits, new_name, spool_of, torch_meanwhile
 
     for study in studies:
         check_splits(study.experiment)
@@ -262,7 +263,7 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
     cluster.check_machine(workers)
     tracking.check(experiment.tracking.uri)
     storage = Storage(experiment.storage)
-    name = _resumed(kind, storage, experiment, resume) if resume else _new_name(kind, experiment)
+    name = _resumed(kind, storage, experiment, resume) if resume else new_name(experiment, kind)
     folder = storage / name
     with Console(show=progress) as console:
         with torch_meanwhile():
@@ -331,7 +332,7 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
 
     from workflows import loop
     from workflows.trial import Shared
-    from workflows.worker import Data, make_model
+    from workflows.worker import Data
 
     axes = studies[0].axes
     free = tuple(a.key for a in axes) if experiment.search.scheduler == "pbt" else ()
@@ -342,9 +343,8 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
         _prepare(opened)
     prepared = next(iter(shared.prepared.values()))
     console.notes(prepared)
-    with torch.device("meta"):                         # no memory is taken for weights
-        model, _ = make_model(studies[0].experiment, prepared, torch.device("meta"))
-    opened.primary, opened.maximise = model.task.primary, model.task.maximise
+    task = _weightless(studies[0].experiment, prepared).task
+    opened.primary, opened.maximise = task.primary, task.maximise
     data = Data(studies[0].experiment, prepared, {}, loop.Workers(torch.device("cpu")))
     opened.splits = data.splits
     for split in data.splits:
@@ -411,6 +411,16 @@ def variants(study: Study, *, across: bool = True) -> Iterator[Settings]:
         yield settings
 
 
+def _weightless(experiment: Experiment, prepared: Any) -> Any:
+    """An experiment's model without memory for its weights."""
+    import torch
+
+    from workflows.worker import make_model
+
+    with torch.device("meta"):
+        return make_model(experiment, prepared, torch.device("meta"))[0]
+
+
 def _check_measured(opened: Hunt) -> None:
     """Refuse a space in which trials would be measured on other rows, or by another metric.
 
@@ -421,12 +431,11 @@ def _check_measured(opened: Hunt) -> None:
 
     from workflows import loop
     from workflows.trial import data_key
-    from workflows.worker import Data, make_model
+    from workflows.worker import Data
 
     def measured(experiment: Experiment) -> tuple[Any, ...]:
         prepared = opened.shared.prepared[data_key(experiment)]
-        with torch.device("meta"):
-            task = make_model(experiment, prepared, torch.device("meta"))[0].task
+        task = _weightless(experiment, prepared).task
         data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
         rows = {split: int(data.view(split).rows.sum()) for split in dict.fromkeys(("validation", data.splits[-1]))}
         return task.primary, task.maximise, rows
@@ -453,13 +462,8 @@ def _check_shapes(study: Study, prepared: Any) -> None:
     Raises:
         ValueError: the keys that do.
     """
-    import torch
-
-    from workflows.worker import make_model
-
     def shapes(settings: Settings) -> Any:
-        with torch.device("meta"):
-            model, _ = make_model(changed(study.told, settings), prepared, torch.device("meta"))
+        model = _weightless(changed(study.told, settings), prepared)
         return {name: value.shape for name, value in model.state_dict().items()}
 
     conditional = [a.key for a in study.axes if a.when]
@@ -572,40 +576,17 @@ def command(kind: str) -> str:
     return f"workflows.{kind}.{kind}(...)"
 
 
-def _new_name(kind: str, experiment: Experiment) -> str:
-    return f"{experiment.name}-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-
-
 def _resumed(kind: str, storage: Storage, experiment: Experiment, resume: str) -> str:
     """The search to continue.
 
     Raises:
         ValueError: there is none, it is finished, or it is one of another experiment.
     """
-    import yaml
+    from workflows.train import told_before, unfinished
 
-    from workflows.train import spool_of
-
-    done = f"{kind}.json"
-    if resume == "latest":
-        named = re.compile(rf"{re.escape(experiment.name)}-{kind}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}")
-        open_ones = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
-                     and not (storage / n).exists(done)]
-        if not open_ones:
-            raise ValueError(f"--resume: no unfinished {kind} of {experiment.name!r} in {storage.uri}; leave --resume "
-                             "out to start one")
-        name = max(open_ones)
-    else:
-        name = resume.rstrip("/").rpartition("/")[2]
-    folder = storage / name
-    if not folder.exists("experiment.yaml"):
-        raise ValueError(f"--resume {resume}: no {kind} of that name in {storage.uri}")
-    if folder.exists(done):
-        raise ValueError(f"--resume {resume}: that {kind} is finished; its report is {folder.uri}/report.html")
-    if tracking.busy(spool_of(folder)):
-        raise ValueError(f"--resume {resume}: that {kind} is still going on; wait for its end, or stop it first")
-    before = yaml.safe_load(folder.read("experiment.yaml"))
-    now = experiment.plain()
+    name = unfinished(storage, experiment, resume, kind=kind, leaves="report.html",
+                      finished=lambda folder: folder.exists(f"{kind}.json"))
+    before, now = told_before(storage / name), experiment.plain()
     free = ("trials", "seconds", "concurrent", "keep", "register_as")       # how long, and where, may change
     wrong = differences(before, now) + [
         f"search.{k}: {before.get('search', {}).get(k)!r} there, {v!r} here" for k, v in now.get("search", {}).items()

@@ -67,7 +67,7 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
     cluster.check_machine(checked.workers)
     tracking.check(checked.tracking.uri)
     storage = Storage(checked.storage)
-    name = _resumed(storage, checked, resume) if resume else _new_name(checked)
+    name = _resumed(storage, checked, resume) if resume else new_name(checked)
     with Console(show=progress) as console:
         with torch_meanwhile():
             place = cluster.connect(checked.workers, verbose=verbose)
@@ -309,8 +309,10 @@ def spool_of(run: Storage) -> Path:
     return local_folder(run) / "tracking.jsonl"
 
 
-def _new_name(experiment: Experiment) -> str:
-    return f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+def new_name(experiment: Experiment, kind: str = "") -> str:
+    """A name that no other has: of a run, or of a search or comparison by its kind."""
+    stem = f"{experiment.name}-{kind}" if kind else experiment.name
+    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
 def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
@@ -319,29 +321,57 @@ def _resumed(storage: Storage, experiment: Experiment, resume: str) -> str:
     Raises:
         ValueError: there is none, it is finished, or it is a run of another experiment.
     """
-    if resume == "latest":
-        named = re.compile(rf"{re.escape(experiment.name)}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}")
-        runs = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
-                and not _finished(storage / n)]
-        if not runs:
-            raise ValueError(f"--resume: no unfinished run of {experiment.name!r} in {storage.uri}; leave --resume out "
-                             "to start one")
-        name = max(runs)
-    else:
-        name = resume.rstrip("/").rpartition("/")[2]
-    run = storage / name
-    if not run.exists("experiment.yaml"):
-        raise ValueError(f"--resume {resume}: no run of that name in {storage.uri}")
-    if _finished(run):
-        raise ValueError(f"--resume {resume}: that run is finished; its bundle is {(run / 'bundle').uri}")
-    if tracking.busy(spool_of(run)):
-        raise ValueError(f"--resume {resume}: that run is still going on; wait for its end, or stop it first")
-    import yaml
-    changed = differences(yaml.safe_load(run.read("experiment.yaml")), experiment.plain())
+    name = unfinished(storage, experiment, resume, finished=_finished, leaves="bundle")
+    changed = differences(told_before(storage / name), experiment.plain())
     if changed:
         raise ValueError(f"--resume {resume}: its checkpoints belong to another experiment ({'; '.join(changed[:5])}); "
                          "use the same experiment and overrides")
     return name
+
+
+def unfinished(storage: Storage, experiment: Experiment, resume: str, *, finished: Callable[[Storage], bool],
+               leaves: str, kind: str = "") -> str:
+    """The name of the run, or by its kind of the search or comparison, that `resume` means.
+
+    Args:
+        storage: where it is.
+        experiment: "latest" is the newest of its name.
+        resume: a name, a folder or "latest".
+        finished: whether one is; then nothing is left to continue.
+        leaves: the file or folder that a finished one is known for.
+        kind: search or compare; a run has none.
+
+    Raises:
+        ValueError: there is none, it is finished, or it still goes on.
+    """
+    noun = kind or "run"
+    if resume == "latest":
+        stem = f"{experiment.name}-{kind}" if kind else experiment.name
+        named = re.compile(rf"{re.escape(stem)}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}")
+        open_ones = [n for n in storage.names() if named.fullmatch(n) and (storage / n).exists("experiment.yaml")
+                     and not finished(storage / n)]
+        if not open_ones:
+            raise ValueError(f"--resume: no unfinished {noun} of {experiment.name!r} in {storage.uri}; leave --resume "
+                             "out to start one")
+        name = max(open_ones)
+    else:
+        name = resume.rstrip("/").rpartition("/")[2]
+    run = storage / name
+    if not run.exists("experiment.yaml"):
+        raise ValueError(f"--resume {resume}: no {noun} of that name in {storage.uri}")
+    if finished(run):
+        raise ValueError(f"--resume {resume}: that {noun} is finished; its {leaves.partition('.')[0]} is "
+                         f"{(run / leaves).uri}")
+    if tracking.busy(spool_of(run)):
+        raise ValueError(f"--resume {resume}: that {noun} is still going on; wait for its end, or stop it first")
+    return name
+
+
+def told_before(run: Storage) -> dict[str, Any]:
+    """The experiment that a run was begun with, as plain values."""
+    import yaml
+    told: dict[str, Any] = yaml.safe_load(run.read("experiment.yaml"))
+    return told
 
 
 def _finished(run: Storage) -> bool:

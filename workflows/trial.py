@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune import Trainable
 
@@ -174,14 +174,14 @@ def finish(shared: Shared, assignment: Assignment) -> dict[str, Any]:
     return attempt.finish()
 
 
-class _Run:
-    """A trial that goes on. `epoch` gives the next result, `close` ends it wherever it is."""
+class _Run(Protocol):
+    """A trial that goes on."""
 
     def epoch(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Train until the next result."""
 
     def close(self) -> None:
-        raise NotImplementedError
+        """End it wherever it is."""
 
 
 def begin(shared: Shared, assignment: Assignment) -> _Run:
@@ -209,7 +209,7 @@ def _nothing(event: dict[str, Any]) -> None:
     """Nobody watches the steps of a trial."""
 
 
-class _Here(_Run):
+class _Here:
     """A trial of one worker: this process."""
 
     def __init__(self, job: Job, *, final: bool, deadline: float | None) -> None:
@@ -240,7 +240,7 @@ class _Here(_Run):
         self.moving.close()
 
 
-class _Nested(_Run):
+class _Nested:
     """A trial of several workers: a Ray Train run of its own, which waits after each epoch for leave to go on."""
 
     def __init__(self, job: Job, *, final: bool, deadline: float | None) -> None:

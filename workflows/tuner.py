@@ -364,9 +364,6 @@ class _Asked(Searcher):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a search goes on from."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from its ledger")
-
     def __reduce__(self) -> Any:
         return object, ()                              # Tune keeps a copy of what it was given, which nobody reads
 

@@ -99,13 +99,6 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
 
 
-@pytest.fixture(scope="module")
-def session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 # --- what is refused before Ray starts ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import safetensors.numpy
 from click.testing import CliRunner
 
@@ -30,13 +29,6 @@ SMALL = {
 
 def told(folder, **more):
     return {**SMALL, "storage": f"{folder}/runs", "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, **more}
-
-
-@pytest.fixture(scope="module")
-def session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from click.testing import CliRunner
 
 from workflows.__main__ import main
@@ -46,13 +45,6 @@ def runs(folder, name="small"):
     found = client.search_runs([client.get_experiment_by_name(name).experiment_id], max_results=1000)
     assert len({r.data.tags["rondo.key"] for r in found}) == len(found)
     return {r.data.tags.get("rondo.trial"): r for r in found}
-
-
-@pytest.fixture(scope="module")
-def session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
