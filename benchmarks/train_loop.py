@@ -1,8 +1,10 @@
 """Rows/s of one worker, data cached, against a bare torch loop with the same model and data in memory, turn by turn.
 
-python -m benchmarks.train_loop [rounds] [etth1 | sst2]      (needs RONDO_DATA; from the project's root)
+python -m benchmarks.train_loop [rounds] [etth1 | sst2] [cpu | cuda] [overrides]
+(needs RONDO_DATA; from the project's root)
 
-For etth1 the bare loop cuts its windows itself; for sst2 it goes over the same batches, made before.
+For etth1 the bare loop cuts its windows itself; for sst2 it goes over the same batches, made before. With cuda both
+bring their batches from the host's memory to the GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from datasets.prepare import read_rows
 from models.batch import Batch
 from workflows import cluster, loop
 from workflows.experiment import dataset_of, load, task_of
-from workflows.settings import Workers
 from workflows.train import prepare, train
 from workflows.worker import Data, make_model
 
 EPOCHS, FIRST = 8, 3          # the first are left out: beside them the tracker imports MLflow
 
 
-def bare_epochs(experiment, prepared, threads: int) -> list[float]:
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare_epochs(experiment, prepared, threads: int, device: torch.device) -> list[float]:
     """Rows/s of each epoch of a plain loop over the same windows: index, forward, backward, clip, AdamW."""
     torch.set_num_threads(threads)
     dataset = dataset_of(experiment)
@@ -37,7 +43,7 @@ def bare_epochs(experiment, prepared, threads: int) -> list[float]:
     look, width = view.lookback, view.lookback + view.horizon
     windows = steps.unfold(0, width, 1).transpose(1, 2)
     rows, one = int(view.rows.sum()), torch.ones(1)
-    model, _ = make_model(experiment, prepared, torch.device("cpu"))
+    model, _ = make_model(experiment, prepared, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     speeds = []
     for epoch in range(EPOCHS - FIRST + 1):
@@ -45,33 +51,37 @@ def bare_epochs(experiment, prepared, threads: int) -> list[float]:
         for first in range(0, rows, experiment.training.batch_size):
             cut = windows[order[first:first + experiment.training.batch_size]]
             batch = Batch({"values": cut[:, :look]}, {}, {"target": cut[:, look:]}, one.expand(len(cut)), one)
-            total, weight = model(batch)
+            with loop.autocast(experiment.training.precision, device):
+                total, weight = model(batch.to(device))
             (total / weight).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), experiment.training.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad()
+        finish(device)
         speeds.append(rows / (time.perf_counter() - start))
     return speeds
 
 
-def bare_text_epochs(experiment, prepared, threads: int) -> list[float]:
+def bare_text_epochs(experiment, prepared, threads: int, device: torch.device) -> list[float]:
     """Rows/s of each epoch of a plain loop over batches that are there already: forward, backward, clip, AdamW."""
     torch.set_num_threads(threads)
     data = Data(experiment, prepared, {}, loop.Workers(torch.device("cpu")))
     epochs = EPOCHS - FIRST + 1
     steps = list(data.steps(data.ingest("train", training=True), epochs))
-    model, _ = make_model(experiment, prepared, torch.device("cpu"))
+    model, _ = make_model(experiment, prepared, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     speeds = []
     for epoch in range(epochs):
         own = [step for step in steps if step.epoch == epoch]
         start = time.perf_counter()
         for step in own:
-            total, weight = model(step.micro[0])
+            with loop.autocast(experiment.training.precision, device):
+                total, weight = model(step.micro[0].to(device))
             (total / weight).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), experiment.training.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad()
+        finish(device)
         speeds.append(sum(step.rows for step in own) / (time.perf_counter() - start))
     return speeds
 
@@ -79,17 +89,18 @@ def bare_text_epochs(experiment, prepared, threads: int) -> list[float]:
 BARE = {"etth1": bare_epochs, "sst2": bare_text_epochs}
 
 
-def main(rounds: int, name: str) -> None:
+def main(rounds: int = 3, name: str = "etth1", device: str = "cpu", *overrides: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         experiment = load(f"workflows/experiments/{name}.yaml", [
-            f"training.epochs={EPOCHS}", f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"])
-        place = cluster.connect(Workers())
+            f"training.epochs={EPOCHS}", f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            f"workers.gpus={int(device == 'cuda')}", *overrides])
+        place = cluster.connect(experiment.workers)
         prepared = prepare(experiment)
         ratios = []
         for _ in range(rounds):
             # The fastest epoch of each: what else the machine does only slows them, and never both alike.
             ours = max(h["train/epoch_rows_per_second"] for h in train(experiment, progress=False)["history"][FIRST:])
-            bare = max(BARE[name](experiment, prepared, place.cpus)[1:])
+            bare = max(BARE[name](experiment, prepared, place.cpus, torch.device(device))[1:])
             ratios.append(ours / bare)
             print(f"Rondo {ours:,.0f} rows/s, bare loop {bare:,.0f} rows/s, ratio {ratios[-1]:.3f}", flush=True)
         cluster.disconnect(place)
@@ -97,4 +108,4 @@ def main(rounds: int, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2] if len(sys.argv) > 2 else "etth1")
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

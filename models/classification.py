@@ -36,6 +36,7 @@ class ChoiceTask(Task):
 
     primary = "accuracy"
     maximise = True
+    bounds = (0.0, 1.0)
 
     def __init__(self, spec: Mapping[str, Any], *, class_weights: ClassWeights, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,12 +96,14 @@ class Task(nn.Module):
     Attributes:
         primary: the metric that says which model is best.
         maximise: whether its highest value is best; else its lowest.
+        bounds: values that it cannot go beyond.
         quick: set while validation must not take long: metrics then need not decode as well as they can.
         signatures: by metric, how exactly it is computed, where its library says so.
     """
 
     primary: str
     maximise: bool = False
+    bounds: tuple[float, float] = (0.0, math.inf)
     quick: bool = False
     signatures: Mapping[str, str] = MappingProxyType({})
 

@@ -216,7 +216,7 @@ class _Result:
         judged: dict[str, Sums] = {method: simple[method] for method in simple if np.isfinite(metric(whole[method]))}
         return sure.compare({f: s for f, s in sums.items() if s}, metric, baselines=judged,
                             name=f"{self.split}/{self.opened.primary}", maximise=self.opened.maximise,
-                            seed=self.opened.experiment.search.seed)
+                            bounds=task.bounds, seed=self.opened.experiment.search.seed)
 
     def _task(self, family: str, place: Settings | None) -> Any:
         import torch

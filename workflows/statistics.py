@@ -42,7 +42,8 @@ class Estimate:
 
     Attributes:
         mean: over the seeds that did not fail.
-        low, high: the interval of what the mean of many seeds on many rows would be; of a baseline, over rows only.
+        low, high: the interval of what the mean of many seeds on many rows would be, within the metric's bounds; of a
+            baseline, over rows only.
         seeds: the metric of each seed, in the order given; one for a baseline. Not finite where a training failed.
     """
 
@@ -102,8 +103,8 @@ class Comparison:
 
 
 def compare(families: Mapping[str, Sequence[Sums | None]], metric: Metric, *, maximise: bool,
-            baselines: Mapping[str, Sums] | None = None, name: str = "", resamples: int = 1000, level: float = 0.95,
-            seed: int = 0) -> Comparison:
+            bounds: tuple[float, float] = (-math.inf, math.inf), baselines: Mapping[str, Sums] | None = None,
+            name: str = "", resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Comparison:
     """Estimates of all methods, all differences, and what may be claimed of them.
 
     A seed without sums, or whose metric is not finite, is a training that failed. It is left out of means, so its
@@ -114,6 +115,7 @@ def compare(families: Mapping[str, Sequence[Sums | None]], metric: Metric, *, ma
             family has at least one seed.
         metric: of sums over groups; it is called (seeds + baselines) x (resamples + 1) times.
         maximise: whether the highest metric is best.
+        bounds: values that the metric cannot go beyond; intervals of methods end there.
         baselines: by name, the sums of a method without seeds, over the same groups.
         name: of the metric, for the verdict.
         resamples: R; standard errors are known to about 1 / sqrt(2 R) of themselves.
@@ -135,7 +137,7 @@ def compare(families: Mapping[str, Sequence[Sums | None]], metric: Metric, *, ma
     simple = measured({key: [sums] for key, sums in (baselines or {}).items()}, trained=False)
     pairs = [*itertools.combinations(ranked, 2), *itertools.product(ranked, [m for m in simple if m.finite][:1])]
     differences = _differences(pairs, groups, sign=sign, level=level)
-    return _verdict(ranked, simple, differences, groups, sign=sign, level=level, name=name)
+    return _verdict(ranked, simple, differences, groups, sign=sign, level=level, bounds=bounds, name=name)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -264,9 +266,13 @@ def _differences(pairs: Sequence[tuple[_Method, _Method]], groups: int, *, sign:
 
 
 def _verdict(ranked: Sequence[_Method], simple: Sequence[_Method], differences: Sequence[Difference], groups: int, *,
-             sign: float, level: float, name: str) -> Comparison:
+             sign: float, level: float, bounds: tuple[float, float], name: str) -> Comparison:
     def estimates(methods: Sequence[_Method]) -> dict[str, Estimate]:
-        return {m.name: Estimate(m.mean, *_interval([m], m.mean, groups, level)[:2], m.seeds) for m in methods}
+        found = {}
+        for m in methods:
+            low, high, _ = _interval([m], m.mean, groups, level)
+            found[m.name] = Estimate(m.mean, float(np.clip(low, *bounds)), float(np.clip(high, *bounds)), m.seeds)
+        return found
 
     alive = [m for m in ranked if m.finite]
     best = alive[0].name if alive else ""

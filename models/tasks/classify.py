@@ -55,6 +55,7 @@ class ClassifySeveral(Task):
 
     primary = "accuracy"
     maximise = True
+    bounds = (0.0, 1.0)
 
     def __init__(self, spec: Mapping[str, Any], head: PooledHead, *, class_weights: ClassWeights) -> None:
         super().__init__()

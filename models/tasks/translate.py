@@ -34,6 +34,7 @@ class Translate(Task):
 
     primary = "bleu"
     maximise = True
+    bounds = (0.0, 100.0)
 
     def __init__(self, spec: Mapping[str, Any], encoder: Mapping[str, Any], *, embedding_size: int | None,
                  dropout: float, decoder_layers: int, label_smoothing: float, beam: int, length_penalty: float,

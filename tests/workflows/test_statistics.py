@@ -86,6 +86,16 @@ def test_where_rows_are_alike_it_is_the_test_of_welch(counts):
     assert (found.families["a"].low, found.families["a"].high) == pytest.approx(tuple(alone), rel=1e-9)
 
 
+
+def test_intervals_of_methods_end_at_the_bounds_of_the_metric():
+    right = np.array([1.0] * 39 + [0.0])
+    rows = {"total": right, "count": np.ones(40)}
+    told = {"families": {"a": [rows] * 3}, "metric": lambda s: float(s["total"] / s["count"]), "maximise": True}
+    free, bound = statistics.compare(**told), statistics.compare(**told, bounds=(0.0, 1.0))
+    assert free.families["a"].high > 1 and bound.families["a"].high == 1
+    assert bound.families["a"].low == free.families["a"].low
+
+
 def test_where_seeds_are_alike_errors_are_those_of_pairs_of_rows():
     rng = np.random.default_rng(0)
     hard = 10 * rng.normal(size=40)
