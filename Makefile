@@ -23,7 +23,7 @@ demo: .venv/.demo-ready
 	@$(PY) -m workflows compare
 
 test: .venv/.test-ready
-	@$(WITH_DATA) $(PY) -m pytest -m "not soak" -n auto --maxprocesses 4 --dist loadfile
+	@$(WITH_DATA) $(PY) -m pytest -m "not soak" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/.test-ready
 	@$(WITH_DATA) $(PY) -m pytest -m soak --timeout 3600

@@ -73,7 +73,6 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     check_machine(workers)
-    machine = os.cpu_count() or 1
     cluster = in_job() or "RAY_ADDRESS" in os.environ
     import ray
 
@@ -83,13 +82,13 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
     if own and cluster:
         ray.init(**quiet)
     elif own:
-        ray.init(address="local", num_cpus=machine, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **quiet)
     from datasets.ingest import configure_ray_data
     configure_ray_data(progress=verbose)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):         # importing them sets levels, so afterwards
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
     local = not cluster and len(ray.nodes()) == 1
-    cpus = workers.cpus or (max(1, machine // workers.count) if local else 1)
+    cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count) if local else 1)
     asked = Workers(workers.count, cpus, workers.gpus, workers.failures, workers.wait)
     deadline = time.monotonic() + workers.wait
     if workers.wait:                               # an autoscaler adds nodes only for what is asked of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
+from tests.faults import finish, launch, wait_until
 from workflows.__main__ import main
 from workflows.compare import _study, compare
 from workflows.search import NothingFound
@@ -133,6 +135,27 @@ def test_the_same_seed_gives_the_same_metric_columns(found, tmp_path):
         assert again["families"][family]["settings"] == row["settings"]
         assert again["families"][family]["horizon"] == row["horizon"]
     assert again["verdict"] == first["verdict"] and again["differences"] == first["differences"]
+
+
+def test_a_comparison_killed_in_its_final_trainings_ends_in_the_same_figures(found, tmp_path):
+    _, undisturbed = found
+    (tmp_path / "small.yaml").write_text(json.dumps(told(tmp_path)))
+    words = [sys.executable, "-m", "workflows", "compare", str(tmp_path / "small.yaml"), "--families",
+             "gru,transformer", "--json"]
+    process = launch(tmp_path, words)
+
+    def final_runs():
+        told_ = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/trials/*/trial.json")]
+        return any(t["phase"] == "final" and t["status"] == "running" and t["study"] == "transformer" for t in told_)
+
+    wait_until(final_runs, tmp_path)
+    process.kill()
+    process.wait()
+    assert not list(tmp_path.glob("runs/*/compare.json"))
+    result = finish(launch(tmp_path, [*words, "--resume"]), tmp_path)
+    for family, row in undisturbed["families"].items():
+        assert result["families"][family]["metrics"] == row["metrics"]
+    assert result["verdict"] == undisturbed["verdict"] and len(summary(result)["trials"]) == 8
 
 
 def test_why_figures_may_differ_is_said(tmp_path, session):

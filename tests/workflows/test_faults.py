@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.faults import finish, launch, wait_until
 
 COMMON = ["training.epochs=2", "training.checkpoint_steps=10", "training.batch_size=64", "workers.cpus=1",
           "model.hidden_size=32"]
@@ -35,27 +33,10 @@ def start_with_cpus(folder, cpus, *more):
     return launch(folder, [sys.executable, "-c", script])
 
 
-def launch(folder, words):
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    with open(f"{folder}/stderr", "a") as errors:
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-
-
-def finish(process, folder):
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, Path(f"{folder}/stderr").read_text()[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
-def wait_for_checkpoint(folder, step, seconds=200):
+def wait_for_checkpoint(folder, step):
     """Until a checkpoint of `step` or a later one is complete."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done = [int(p.parent.name[5:]) for p in Path(folder).glob("runs/*-*/checkpoints/step-*/manifest.json")]
-        if done and max(done) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint of step {step}: {Path(f'{folder}/stderr').read_text()[-2000:]}")
+    wait_until(lambda: any(int(p.parent.name[5:]) >= step for p in
+                           folder.glob("runs/*-*/checkpoints/step-*/manifest.json")), folder)
 
 
 def workers_of(process):

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from tests.faults import finish, launch, wait_until
 from workflows.__main__ import main
 from workflows.search import NothingFound, search
 from workflows.settings import Workers
@@ -200,12 +201,13 @@ def test_population_based_training_lets_the_worst_go_on_from_the_best(session, t
     assert len(runs(tmp_path)) == 5
 
 
-def test_asha_stops_bad_trials_early_and_says_so(session, tmp_path):
-    start = [{"training.learning_rate": 8e-3}]
-    result = search(told(tmp_path, scheduler="asha", trials=5, concurrent=1, start=start, space={
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_bad_trials_are_stopped_early_and_that_is_said(scheduler, session, tmp_path):
+    start = [{"training.learning_rate": rate} for rate in (8e-3, 6e-3, 7e-3, 1e-5)]
+    result = search(told(tmp_path, scheduler=scheduler, trials=5, concurrent=1, start=start, space={
         "training.learning_rate": {"loguniform": [1e-5, 1e-2]}}), overrides=["training.epochs=4"], progress=False)
     stopped = [t for t in result["trials"] if t["status"] == "stopped"]
-    assert stopped and all(t["reason"] == f"by asha after epoch {len(t['history'])}" for t in stopped)
+    assert stopped and all(t["reason"] == f"by {scheduler} after epoch {len(t['history'])}" for t in stopped)
     assert all(len(t["history"]) < 4 for t in stopped) and result["trials"][0]["status"] == "finished"
 
 
@@ -327,37 +329,28 @@ def test_a_trial_that_fills_the_machine_is_ended_by_ray_and_the_search_goes_on(t
 
 # --- kills ---------------------------------------------------------------------------------------------------------
 
-def launch(folder, *more):
+def start(folder, *more):
     (folder / "small.yaml").write_text(json.dumps(told(folder, trials=6)))
-    words = [sys.executable, "-m", "workflows", "search", str(folder / "small.yaml"), "training.epochs=10", *more,
-             "--json"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    with open(folder / "stderr", "a") as errors:
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    return launch(folder, [sys.executable, "-m", "workflows", "search", str(folder / "small.yaml"),
+                           "training.epochs=10", *more, "--json"])
 
 
-def wait_for(folder, what, seconds=120):
-    """Until `what` is true of the trials' records."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        told_ = [json.loads(p.read_text()) for p in sorted(folder.glob("runs/*/trials/*/trial.json"))]
-        if what(told_):
-            return told_
-        time.sleep(0.05)
-    raise AssertionError((folder / "stderr").read_text()[-3000:])
+def records(folder):
+    return [json.loads(p.read_text()) for p in sorted(folder.glob("runs/*/trials/*/trial.json"))]
+
+
+def ended(folder):
+    return sum(record["status"] == "finished" for record in records(folder))
 
 
 def test_a_killed_search_goes_on_without_a_trial_done_again(tmp_path):
-    process = launch(tmp_path)
-    wait_for(tmp_path, lambda told_: sum(t["status"] == "finished" for t in told_) >= 2)
+    process = start(tmp_path)
+    wait_until(lambda: ended(tmp_path) >= 2, tmp_path)
     process.kill()
     process.wait()
-    before = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("runs/*/trials/*/trial.json"))]
+    before = records(tmp_path)
     assert any(t["status"] == "running" for t in before) and not list(tmp_path.glob("runs/*/search.json"))
-    again = launch(tmp_path, "--resume")
-    out, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, (tmp_path / "stderr").read_text()[-3000:]
-    result = json.loads(out.splitlines()[-1])
+    result = finish(start(tmp_path, "--resume"), tmp_path)
     assert len(result["trials"]) == 6 and {t["status"] for t in result["trials"]} == {"finished"}
     for old, new in zip(before, result["trials"], strict=False):
         assert new["settings"] == old["settings"]
@@ -373,9 +366,23 @@ def test_a_killed_search_goes_on_without_a_trial_done_again(tmp_path):
         search(str(tmp_path / "small.yaml"), overrides=["training.epochs=10"], resume=result["run"], progress=False)
 
 
+@pytest.mark.soak
+def test_a_search_killed_while_its_best_is_measured_measures_it_again(tmp_path):
+    process = start(tmp_path, "training.epochs=2")
+    wait_until(lambda: ended(tmp_path) == 6, tmp_path)
+    process.kill()
+    process.wait()
+    assert not list(tmp_path.glob("runs/*/search.json"))
+    before = records(tmp_path)
+    result = finish(start(tmp_path, "training.epochs=2", "--resume"), tmp_path)
+    assert [t["history"] for t in result["trials"]] == [t["history"] for t in before]
+    assert "test/mae" in result["metrics"] and Path(result["bundle"]).is_dir() and Path(result["report"]).is_file()
+    assert len(runs(tmp_path)) == 7
+
+
 def test_ctrl_c_stops_a_search_and_says_how_to_go_on(tmp_path):
-    process = launch(tmp_path)
-    wait_for(tmp_path, lambda told_: any(t["status"] == "finished" for t in told_))
+    process = start(tmp_path)
+    wait_until(lambda: ended(tmp_path), tmp_path)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     said = (tmp_path / "stderr").read_text()

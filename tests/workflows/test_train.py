@@ -15,8 +15,10 @@ import pytest
 import ray
 from click.testing import CliRunner
 
+from workflows import cluster
 from workflows.__main__ import main
 from workflows.experiment import load
+from workflows.settings import Workers
 from workflows.train import Interrupted, train
 
 SMALL = ["training.epochs=2", "model.hidden_size=16", "dataset.series=2", "dataset.days=30", "training.log_steps=5"]
@@ -41,6 +43,10 @@ def result(folder):
 def record(folder, run_id):
     from workflows.tracking import connect
     return connect(f"sqlite:///{folder}/mlflow.db"), run_id
+
+
+def test_workers_share_the_cpus_of_the_ray_that_is_there(folder):
+    assert [cluster.connect(Workers(count=count)).cpus for count in (1, 2)] == [3, 1]      # not this machine's
 
 
 def test_the_result_names_metrics_as_mlflow_has_them(folder, result):
