@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ VERBOSE = click.option("--verbose", is_flag=True, help="Leave Ray's own messages
 
 
 def command(group: click.Group, name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command whose mistakes end in one message and an exit code: 2 the user's, 130 Ctrl-C, 1 others."""
+    """A command whose mistakes end in one message and an exit code: 2 the user's, 130 Ctrl-C, 143 SIGTERM, 1 others."""
     def decorate(function: Callable[..., Any]) -> click.Command:
         @wraps(function)
         def run(*args: Any, as_json: bool = False, verbose: bool = False, **kwargs: Any) -> None:
@@ -30,6 +31,8 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
                 result = function(*args, verbose=verbose, **kwargs)
             except KeyboardInterrupt:
                 _fail("stopped", 130)
+            except SystemExit as stopped:              # Ray's answer to SIGTERM while nothing is trained yet
+                _fail("stopped", 143 if stopped.code == signal.SIGTERM else 1)
             except Exception as error:
                 _fail_by(error, verbose)
             if as_json and result is not None:
@@ -40,14 +43,15 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
 
 
 def _fail_by(error: Exception, verbose: bool) -> None:
+    from workflows.stopping import Interrupted
     from workflows.tracking import mask
     if verbose:
         traceback.print_exc()
     kind = type(error).__name__
     if isinstance(error, ValueError):
         _fail(mask(str(error)), 2)
-    if kind == "Interrupted":
-        _fail(str(error), 130)
+    if isinstance(error, Interrupted):
+        _fail(str(error), error.code)
     if kind in ("Diverged", "NothingFound"):
         _fail(str(error), 1)
     _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)

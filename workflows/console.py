@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -210,31 +210,54 @@ def metrics_table(methods: dict[str, dict[str, float]], more: dict[str, dict[str
 
 
 class _Mailbox:
-    """Holds what workers tell until the driver asks; lives in a zero-CPU actor."""
+    """Holds what workers tell until the driver asks, and whether they are to stop; lives in a zero-CPU actor."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
+        self.stops = False
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: dict[str, Any]) -> bool:
         self.events.append(event)
+        return self.stops
+
+    def ask(self) -> None:
+        self.stops = True
 
     def take(self) -> list[dict[str, Any]]:
         events, self.events = self.events, []
         return events
 
 
-class _Teller:
-    """What a worker calls; may be pickled. Telling never waits."""
+class Line:
+    """Between workers and the one who watches; may be pickled. Nothing here waits."""
 
     def __init__(self, box: Any) -> None:
         self.box = box
+        self.reply: Any = None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        self.box.put.remote(event)
+        """Tell what happened."""
+        self.reply = self.box.put.remote(event)
+
+    def stops(self) -> bool:
+        """Whether the one who watches had asked to stop when the last event came."""
+        import ray
+
+        if self.reply is None or not ray.wait([self.reply], timeout=0)[0]:
+            return False
+        reply, self.reply = self.reply, None
+        try:
+            return bool(ray.get(reply))
+        except ray.exceptions.RayError:                # nobody watches any more
+            return False
+
+    def ask(self) -> None:
+        """Ask the workers to stop."""
+        self.box.ask.remote()
 
 
 @contextmanager
-def relay(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
+def relay(console: Console) -> Iterator[Line]:
     """Shows here what workers tell elsewhere."""
     import ray
 
@@ -258,7 +281,7 @@ def relay(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield _Teller(box)
+        yield Line(box)
     finally:
         done.set()
         thread.join(10)

@@ -86,11 +86,12 @@ class Hooks:
     log: Callable[[dict[str, float], int], None]                     # step metrics, reduced; rank 0 should record them
     epoch: Callable[[dict[str, float], Progress], None]              # epoch metrics, reduced
     save: Callable[[Progress, bool], None]                           # a checkpoint; True: and it is the best so far
-    stop: Callable[[], bool] = lambda: False                         # asked to stop at the next step
+    stops: Callable[[], bool] = lambda: False                        # whether to end after this step
+    saves: Callable[[], bool] = lambda: False                        # whether to save after this step, though not due
 
 
 class Stopped(Exception):
-    """Training was asked to stop; a checkpoint of the step before was saved."""
+    """Training was asked to stop; a checkpoint of its last step was saved."""
 
 
 class Diverged(Exception):
@@ -200,7 +201,7 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
 
     Raises:
         Diverged: the gradient is not finite; no later checkpoint was saved.
-        Stopped: `hooks.stop` said so.
+        Stopped: `hooks.stops` said so on some worker.
     """
     if over(training, progress):
         return
@@ -214,7 +215,7 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
         for group in optimizer.param_groups:
             group["lr"] = now
         _seed(device, _mixed(training.seed, progress.step, workers.rank))
-        loss, weight = _gradients(wrapped, model, step, training, workers)
+        loss, weight, stops, asked = _gradients(wrapped, model, step, training, workers, hooks)
         norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip or math.inf)
         at_log = (progress.step + 1) % training.log_steps == 0
         if device.type == "cpu" or at_log:           # on a GPU, asking costs a wait
@@ -227,8 +228,7 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
         _advance(progress, step)
         following = _next(moving, meter)
         ends_epoch = following is None or following.epoch != step.epoch
-        stops = hooks.stop()
-        saves = bool(training.checkpoint_steps) and progress.step % training.checkpoint_steps == 0
+        saves = asked or (bool(training.checkpoint_steps) and progress.step % training.checkpoint_steps == 0)
         if ends_epoch or saves or stops:
             _check_finite(norm, step, progress.step, now, training)       # nothing is saved of weights that are not
         if at_log:
@@ -320,12 +320,21 @@ def _reduced(sums: Sums, workers: Workers) -> Sums:
     return {name: part.reshape(sums[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: Training,
-               workers: Workers) -> tuple[Tensor, Tensor]:
-    """Leave the gradient of the step's loss in the parameters; this worker's (sum of losses, weight)."""
+def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: Training, workers: Workers,
+               hooks: Hooks) -> tuple[Tensor, Tensor, bool, bool]:
+    """Leave the gradient of the step's loss in the parameters.
+
+    Returns:
+        this worker's sum of losses, its weight; and whether some worker was asked to stop, and to save: all hear of it
+        in the exchange that the weight needs.
+    """
     micro = [b.to(workers.device) for b in step.micro]
     mine = torch.stack([model.task.weight(b).double() for b in micro]).sum()
-    whole = workers.sum(mine.reshape(1))[0].clamp(min=1e-12) if workers.world > 1 else mine.clamp(min=1e-12)
+    whole, stops, saves = mine, hooks.stops(), hooks.saves()
+    if workers.world > 1:
+        told = workers.sum(torch.stack([mine, mine.new_tensor(stops), mine.new_tensor(saves)]))
+        whole, stops, saves = told[0], bool(told[1] > 0), bool(told[2] > 0)
+    whole = whole.clamp(min=1e-12)
     loss = torch.zeros((), dtype=torch.float64, device=workers.device)
     for number, batch in enumerate(micro):
         last = number == len(micro) - 1
@@ -335,7 +344,7 @@ def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: T
                 total, _ = wrapped(batch)
             (total / whole.to(total.device, total.dtype)).backward()
         loss += total.detach().double()
-    return loss, mine
+    return loss, mine, stops, saves
 
 
 def _check_finite(norm: Tensor, step: Step, number: int, now: float, training: Training) -> None:

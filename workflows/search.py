@@ -26,6 +26,7 @@ from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
 from workflows.settings import Search
 from workflows.space import Axis, Settings, axes_of, changed, check, described, importance
+from workflows.stopping import Interrupted, listening
 
 if TYPE_CHECKING:
     from workflows.trial import Shared
@@ -126,10 +127,9 @@ class Hunt:
         """Run all trials of `stages`.
 
         Raises:
-            Interrupted: Ctrl-C; the message says how to go on.
+            Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
         """
         from workflows import tuner
-        from workflows.train import Interrupted
 
         search = self.experiment.search
         in_turn = self.concurrent < self.room.most or self.experiment.workers.count > 1
@@ -139,8 +139,10 @@ class Hunt:
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)       # failures of trials are told by the ledger
         try:
-            tuner.run(queue, self.shared, self.room, search, self.studies[0].axes,
-                      epochs=max(s.epochs() for s in self.studies), primary=self.primary)
+            with listening() as stop:
+                queue.stop = stop
+                tuner.run(queue, self.shared, self.room, search, self.studies[0].axes,
+                          epochs=max(s.epochs() for s in self.studies), primary=self.primary)
         except (KeyboardInterrupt, SystemExit):
             done = sum(r.over for r in self.ledger.records)
             source = self.experiment.source
@@ -149,7 +151,7 @@ class Hunt:
                      *self.experiment.overrides]
             raise Interrupted(f"stopped; {done} trials have ended, and those that ran go on from their checkpoints. "
                               f"Continue with: python -m workflows {self.kind} "
-                              f"{tracking.mask(shlex.join(words))}") from None
+                              f"{tracking.mask(shlex.join(words))}", stop.code) from None
 
     def _begin(self, record: Record) -> None:
         """Put a trial on record: a child of the search's run."""
@@ -293,7 +295,6 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
                 yield opened
                 status = "FINISHED"
             except BaseException as error:
-                from workflows.train import Interrupted
                 if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
                     status = "KILLED"
                 raise

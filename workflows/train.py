@@ -13,7 +13,6 @@ import importlib
 import json
 import re
 import shlex
-import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
 from workflows.settings import Search
+from workflows.stopping import Interrupted, beside, listening
 
 if TYPE_CHECKING:
     from datasets import RawDataset
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 
 FAILED = "failed.json"        # in a run's folder: an error that another attempt would meet again
-
-
-class Interrupted(Exception):
-    """The user stopped the run; the message says how to go on."""
 
 
 def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None, *, overrides: list[str] | None = None,
@@ -58,7 +54,7 @@ def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
         run, run_id, bundle, metrics (flat), baselines, seconds, steps and more.
 
     Raises:
-        ValueError: the user's mistakes. Interrupted: Ctrl-C. Diverged: the loss became NaN.
+        ValueError: the user's mistakes. Interrupted: Ctrl-C or SIGTERM. Diverged: the loss became NaN.
     """
     checked = experiment if isinstance(experiment, Experiment) else load(experiment, overrides)
     checked = checked.replace(search=Search())
@@ -163,27 +159,25 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from workflows.console import relay
+    from workflows.loop import Stopped
     from workflows.worker import work
 
-    wanted = job.experiment.workers
-    if place.in_process:
-        with _interruptible(job) as stop:
-            job.stop = stop
-            scaling = ScalingConfig(num_workers=0, use_gpu=wanted.gpus > 0)
-            TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
-        return
-    from workflows.console import relay
-    with relay(console) as tell:
-        job.tell = tell
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGINT)
+    with listening() as stop:
         try:
-            fit_workers(job, work)
-        except (KeyboardInterrupt, SystemExit):    # Ray Train has a handler of its own for Ctrl-C, which exits
-            raise Interrupted(_how_to_resume(job)) from None
-        finally:
-            if in_main:
-                signal.signal(signal.SIGINT, before)
+            if place.in_process:
+                job.stop = stop
+                scaling = ScalingConfig(num_workers=0, use_gpu=job.experiment.workers.gpus > 0)
+                TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
+                return
+            with relay(console) as line:
+                job.tell, job.stop = line, line.stops
+                # Ray Train, in the main thread, would answer signals itself, and without a checkpoint.
+                beside(lambda: fit_workers(job, work), stop, line.ask)
+                if stop and not job.run.exists("result.json"):
+                    raise Stopped
+        except (Stopped, KeyboardInterrupt):
+            raise Interrupted(_how_to_resume(job), stop.code) from None
 
 
 def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
@@ -211,13 +205,15 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
 
 def _attempt(config: dict[str, Any]) -> None:
     """One worker of one attempt. An error that would come again is left for the driver, and the next attempt ends."""
-    from workflows.loop import Diverged
+    from workflows.loop import Diverged, Stopped
 
     job: Job = config["job"]
     if job.run.exists(FAILED):
         return
     try:
         config["work"](job)
+    except Stopped:
+        return                       # the driver knows: it asked for it
     except (ValueError, Diverged) as error:
         job.run.write(FAILED, json.dumps({"kind": type(error).__name__, "text": str(error)}).encode())
         raise
@@ -230,29 +226,6 @@ def _raise_failed(run: Storage) -> None:
         told = json.loads(run.read(FAILED))
         run.remove(FAILED)
         raise Diverged(told["text"]) if told["kind"] == "Diverged" else ValueError(told["text"])
-
-
-@contextmanager
-def _interruptible(job: Job) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to stop after its step, with a checkpoint; a second one ends at once."""
-    from workflows.loop import Stopped
-
-    asked = threading.Event()
-
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, ask) if in_main else None
-    try:
-        yield asked.is_set
-    except (Stopped, KeyboardInterrupt):
-        raise Interrupted(_how_to_resume(job)) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
 
 
 def _how_to_resume(job: Job) -> str:

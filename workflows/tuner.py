@@ -10,11 +10,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -243,7 +240,8 @@ class Queue:
         self.stages, self.ledger, self.begin, self.tracker, self.name = stages, ledger, begin, tracker, name
         self.most, self.keep, self.maximise, self.scheduler, self.watch = most, keep, maximise, scheduler, watch
         self.running: dict[int, Record] = {}
-        self.stop = False                              # asked by Ctrl-C
+        self.stop: Callable[[], bool] = lambda: False  # asked between two steps of Tune: in the midst of one an
+                                                       # exception can be lost
         self.waiting = [r for r in ledger.records if not r.over]
         self.pruned: set[int] = set()
         for record in ledger.records:                  # of an earlier process, which may have died before it told
@@ -375,7 +373,7 @@ class _Told(tune.Callback):  # type: ignore[misc]
         self.queue = queue
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.queue.stop:
+        if self.queue.stop():
             raise KeyboardInterrupt
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -400,24 +398,6 @@ class _Told(tune.Callback):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         return object, ()
-
-
-@contextmanager
-def _interruptible(queue: Queue) -> Iterator[None]:
-    """Ctrl-C ends the trials between two steps of Tune: an exception in the midst of one can be lost; a second one ends
-    at once."""
-    def ask(number: int, frame: Any) -> None:
-        if queue.stop:
-            raise KeyboardInterrupt
-        queue.stop = True
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, ask) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
 
 
 def _survive_memory() -> None:
@@ -608,7 +588,7 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
     """Run all trials of a queue; returns when it is empty.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the ledger knows what was running.
+        KeyboardInterrupt: `queue.stop` said so; the ledger knows what was running.
     """
     os.environ.update({
         "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "600",
@@ -628,6 +608,5 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
         run_config=tune.RunConfig(
             name="ray", storage_path=queue.ledger.folder.uri, verbose=0, callbacks=[_Told(queue)],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False)))
-    with _interruptible(queue):
-        tuner.fit()
+    tuner.fit()
     queue.ledger.folder.delete("ray")

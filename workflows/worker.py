@@ -43,7 +43,7 @@ class Job:
         cpus: torch threads.
         tracker: of the run (pickled: a handle).
         tell: takes an event for the one who watches.
-        stop: asked between steps whether to stop; only in the process that was started.
+        stop: asked at each step whether to stop after it.
         entered: when the process that was called started, in seconds since 1970.
         alone: this process is no worker of Ray Train.
         groups: leave the sums of groups of rows of the last split, too: see ``Groups``.
@@ -318,7 +318,27 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
             if old.startswith("best-") and int(old[5:]) < progress.best_step:
                 checkpoints.delete(old)
 
-    return Hooks(log, epoch, save, job.stop)
+    return Hooks(log, epoch, save, job.stop, _Notice())
+
+
+class _Notice:
+    """Says once, after Ray Train has heard that a node of these workers is to be taken away, that it is time to save.
+
+    Ray Train keeps that in each worker; its public way to ask is an exchange with all others, at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.known: Any = None
+        try:
+            from ray.train.v2._internal.execution.context import get_train_context
+            self.told = get_train_context().preemption_context
+        except (ImportError, RuntimeError, AttributeError):          # no worker of Ray Train
+            self.told = None
+
+    def __call__(self) -> bool:
+        info = getattr(self.told, "preemption_info", None)
+        new, self.known = info is not None and info != self.known, info
+        return new
 
 
 def _best(checkpoints: Any, progress: Progress) -> bytes:

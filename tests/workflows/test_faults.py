@@ -48,6 +48,14 @@ def weights(result):
     return (Path(result["bundle"]) / "model.safetensors").read_bytes()
 
 
+def run_of(folder):
+    """The one run that MLflow has."""
+    from workflows.tracking import connect
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("demand").experiment_id])
+    return run
+
+
 def points(folder, result):
     """Steps of each metric as MLflow has them."""
     from workflows.tracking import connect
@@ -99,15 +107,22 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, tmp_pa
         assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_ctrl_c_stops_and_says_how_to_resume(tmp_path, count):
-    process = start(tmp_path, "training.epochs=50", f"workers.count={count}")
-    wait_for_checkpoint(tmp_path, 10)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("count", "number"), [
+    (1, signal.SIGTERM), (2, signal.SIGINT), pytest.param(1, signal.SIGINT, marks=pytest.mark.soak),
+    pytest.param(2, signal.SIGTERM, marks=pytest.mark.soak)])
+def test_a_signal_ends_training_after_its_step_with_a_checkpoint(tmp_path, count, number):
+    process = start(tmp_path, "training.epochs=500", "training.checkpoint_steps=0", f"workers.count={count}")
+    wait_until(lambda: any("train/step_loss" in p.read_text() for p in tmp_path.glob("runs/*/tracking.jsonl")),
+               tmp_path)
+    before = {p.parent.name for p in tmp_path.glob("runs/*/checkpoints/step-*/manifest.json")}
+    process.send_signal(number)
     process.communicate(timeout=60)
     said = (tmp_path / "stderr").read_text()
-    assert process.returncode == 130 and "--resume demand-" in said and "Traceback" not in said
+    assert process.returncode == 128 + number and "--resume demand-" in said and "Traceback" not in said
     assert f"workers.count={count}" in said
+    newest = max(tmp_path.glob("runs/*/checkpoints/step-*"))
+    assert newest.name not in before and (newest / "manifest.json").exists()
+    assert run_of(tmp_path).info.status == "KILLED"
 
 
 @pytest.mark.soak

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from workflows.__main__ import main
 from workflows.evaluate import evaluate
 from workflows.loop import Stopped
-from workflows.train import Interrupted, train
+from workflows.stopping import Interrupted
+from workflows.train import train
 
 
 @pytest.fixture(scope="module")

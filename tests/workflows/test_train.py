@@ -19,7 +19,8 @@ from workflows import cluster
 from workflows.__main__ import main
 from workflows.experiment import load
 from workflows.settings import Workers
-from workflows.train import Interrupted, train
+from workflows.stopping import Interrupted
+from workflows.train import train
 
 SMALL = ["training.epochs=2", "model.hidden_size=16", "dataset.series=2", "dataset.days=30", "training.log_steps=5"]
 
