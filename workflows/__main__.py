@@ -52,7 +52,7 @@ def _fail_by(error: Exception, verbose: bool) -> None:
         _fail(mask(str(error)), 2)
     if isinstance(error, Interrupted):
         _fail(str(error), error.code)
-    if kind in ("Diverged", "NothingFound"):
+    if kind in ("Diverged", "Lost", "NothingFound", "Unwritable"):
         _fail(str(error), 1)
     _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)
 

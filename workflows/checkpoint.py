@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -28,11 +29,20 @@ class Folder(Protocol):
 
 
 def write_files(folder: Folder, name: str, files: dict[str, bytes]) -> None:
-    """Write `files` below `name`, and then the manifest that makes them complete."""
+    """Write `files` below `name`, and then the manifest that makes them complete.
+
+    Raises:
+        OSError: storage refused one; the others are removed again, if it lets that be done.
+    """
     told = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
-    for file, data in files.items():
-        folder.write(f"{name}/{file}", data)
-    folder.write(f"{name}/manifest.json", json.dumps({"format": FORMAT, "files": told}).encode())
+    try:
+        for file, data in files.items():
+            folder.write(f"{name}/{file}", data)
+        folder.write(f"{name}/manifest.json", json.dumps({"format": FORMAT, "files": told}).encode())
+    except OSError:
+        with suppress(OSError):
+            folder.delete(name)
+        raise
 
 
 def read_files(folder: Folder, name: str = "") -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
     local = not cluster and len(ray.nodes()) == 1
     cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count) if local else 1)
-    asked = Workers(workers.count, cpus, workers.gpus, workers.failures, workers.wait)
+    asked = replace(workers, cpus=cpus)
     deadline = time.monotonic() + workers.wait
     if workers.wait:                               # an autoscaler adds nodes only for what is asked of it
         from ray.autoscaler.sdk import request_resources

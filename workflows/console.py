@@ -62,7 +62,7 @@ class Console:
                      f"{first['row']}: {first['reason']}); all are in {aside.uri}")
 
     def event(self, event: dict[str, Any]) -> None:
-        """Something a worker tells: start, step, epoch."""
+        """Something a worker tells: start, step, epoch, note."""
         getattr(self, f"_{event['event']}")(event)
 
     def _start(self, event: dict[str, Any]) -> None:
@@ -81,6 +81,9 @@ class Console:
     def _step(self, event: dict[str, Any]) -> None:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=event["rows"], epoch=f"{event['epoch'] + 1}/{self.epochs}")
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self.say(f"note: {event['text']}")
 
     def _epoch(self, event: dict[str, Any]) -> None:
         metrics = event["metrics"]

@@ -75,6 +75,8 @@ class Workers:
         gpus: GPUs of each worker.
         failures: times that lost workers are replaced before the run fails.
         wait: seconds to wait for a cluster to grow to what is asked for; 0 refuses at once.
+        timeout: seconds without a step after which a worker counts as hung and is replaced; 0 waits for ever. The
+            worker that runs in the starting process is not watched.
     """
 
     count: int = 1
@@ -82,9 +84,10 @@ class Workers:
     gpus: int = 0
     failures: int = 3
     wait: float = 0.0
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for key, low in {"count": 1, "gpus": 0, "failures": 0, "wait": 0}.items():
+        for key, low in {"count": 1, "gpus": 0, "failures": 0, "wait": 0, "timeout": 0}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"workers.{key}={getattr(self, key)} is too small; use at least {low}")
         if self.cpus is not None and self.cpus < 1:

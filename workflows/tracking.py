@@ -206,6 +206,7 @@ class Tracker(Recorder):
         self._open: set[str] = set()  # keys begun and not ended
         self._highest: dict[tuple[str, str], int] = {}  # (key, metric): step
         self._early: dict[str, list[Record]] = {}  # records that overtook the begin of the run they need
+        self._held: list[bytes] = []  # lines that the disk had no room for
         self._size = self._recover()  # bytes of whole lines in the spool
         self._sent, self._runs = self._acknowledged()  # bytes delivered; key: (run id, experiment id)
         self._away: str | None = None  # why the last delivery failed
@@ -250,13 +251,26 @@ class Tracker(Recorder):
                     self.put(late)
 
     def _append(self, line: bytes) -> None:
-        if self._file.write(line) != len(line):
-            self._file.truncate(self._size)
-            raise OSError(f"{self._path}: the disk is full")
-        self._size += len(line)
+        self._held.append(line)
+        self._write_held()
+
+    def _write_held(self) -> bool:
+        """Write what waits; False while the disk is full: then it goes on waiting here, in order."""
+        while self._held:
+            line = self._held[0]
+            try:
+                whole = self._file.write(line) == len(line)
+            except OSError:
+                whole = False
+            if not whole:
+                self._file.truncate(self._size)
+                return False
+            self._size += len(line)
+            del self._held[0]
         if self._sender.ident is None:
             self._sender.start()
         self._changed.notify_all()
+        return True
 
     def _note(self, record: Record) -> None:
         """Keep what `put` must know of the lines in the spool."""
@@ -319,7 +333,8 @@ class Tracker(Recorder):
                 except Exception as error:  # whatever it is: the spool keeps the record, so try again
                     self._away = mask(f"{type(error).__name__}: {error}")
                     attempts = min(attempts + 1, 10)
-                    stuck = (stuck or time.monotonic()) if client is not None and _answers(client) else None
+                    stays = client is not None and "disk is full" not in str(error) and _answers(client)
+                    stuck = (stuck or time.monotonic()) if stays else None
                 pause = min(LONGEST_PAUSE, RETRY * 2**attempts) if attempts else LINGER
                 if self._hurry.wait(pause) and attempts:
                     time.sleep(RETRY)
@@ -393,8 +408,13 @@ class Tracker(Recorder):
     # Asking: any thread.
 
     def flush(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
         with self._changed:
-            goal = self._size
+            while not self._write_held():
+                if time.monotonic() > deadline:
+                    return False
+                self._changed.wait(0.2)
+            goal, timeout = self._size, max(0.0, deadline - time.monotonic())
             self._hurry.set()
             try:
                 return self._changed.wait_for(lambda: self._sent >= goal and not self._early, timeout)
@@ -434,6 +454,8 @@ class Tracker(Recorder):
             found = []
             if self._away:
                 found.append(f"cannot deliver to {mask(self._uri)}; {self._path} keeps the record ({self._away})")
+            if self._held:
+                found.append(f"{len(self._held)} records wait for room on the disk of {self._path}")
             if self._refusals:
                 found.append(f"MLflow refused {self._refusals} records: " + "; ".join(self._refused))
             if self._early:

@@ -11,6 +11,7 @@ if __name__ == "__main__":         # the imports below would look in the wrong f
 
 import importlib
 import json
+import os
 import re
 import shlex
 import threading
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     from workflows.worker import Job
 
 
+FOREVER = 10 * 365 * 86400    # seconds
 FAILED = "failed.json"        # in a run's folder: an error that another attempt would meet again
+
+
+class Lost(Exception):
+    """Workers failed more often than they are replaced."""
 
 
 def train(experiment: Experiment | str | Path | Mapping[str, Any] | None = None, *, overrides: list[str] | None = None,
@@ -166,7 +172,7 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
     with listening() as stop:
         try:
             if place.in_process:
-                job.stop = stop
+                job.stop, job.here = stop, True
                 scaling = ScalingConfig(num_workers=0, use_gpu=job.experiment.workers.gpus > 0)
                 TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
                 return
@@ -184,23 +190,44 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     """Run `work` on Ray Train's workers; lost ones are replaced ``workers.failures`` times.
 
     Raises:
-        ValueError, Diverged: what a worker met, and would meet again.
+        ValueError, Diverged: what a worker met, and would meet again. Lost: workers failed too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
     wanted = job.experiment.workers
+    patience = int(wanted.timeout) or FOREVER
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)     # of a process that does not answer
     resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
     job.run.remove(FAILED)
     trainer = TorchTrainer(
-        _attempt, train_loop_config={"job": job, "work": work},
+        _attempt, train_loop_config={"job": job, "work": work}, torch_config=TorchConfig(timeout_s=patience),
         scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
                              failure_config=FailureConfig(max_failures=wanted.failures)))
     try:
         trainer.fit()
-    finally:
+    except WorkerGroupError as error:
         _raise_failed(job.run)
+        raise Lost(_why(error.worker_failures, wanted.failures)) from error
+    _raise_failed(job.run)
+
+
+def _why(failures: Mapping[int, Exception], most: int) -> str:
+    """What ended a run whose workers failed once too often: of the workers that say something of their own, the first;
+    the others were ended because of it."""
+    from workflows.worker import Unwritable
+
+    causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, Unwritable):
+            return str(cause)
+    rank, cause = next(iter(causes.items()))
+    text = tracking.mask(str(cause)).strip() or "no message"
+    times = f"more than {most} time{'s' if most != 1 else ''} (workers.failures)" if most else "(workers.failures=0)"
+    return (f"workers failed {times}; at last worker {rank}: {type(cause).__name__}: {text.splitlines()[0][:500]}. "
+            "--resume goes on from the last checkpoint")
 
 
 def _attempt(config: dict[str, Any]) -> None:

@@ -320,11 +320,15 @@ def _worker(job: Job, *, gate: Any, final: bool, deadline: float | None) -> None
         """Tell of an epoch; whether to go on. All workers hear the same."""
         told = [summary(attempt, last, late=late)] if chief else []
         made = attempt.finish() if last and final and not late else None
-        go_on = [False]
+        asked = None
         if chief:
             ray.get(gate.tell.remote({**told[0], "memory": peak_memory(), **({"final": made} if made else {})}))
-            go_on = [not last and bool(ray.get(gate.ask.remote()))]
-        dist.broadcast_object_list(go_on, src=0, device=attempt.workers.device)
+            asked = None if last else gate.ask.remote()
+        go_on: list[bool | None] = [False if last else None]
+        while go_on[0] is None:                # in turns: an exchange between workers has a time limit
+            if asked is not None and ray.wait([asked], timeout=10)[0]:
+                go_on = [bool(ray.get(asked))]
+            dist.broadcast_object_list(go_on, src=0, device=attempt.workers.device)
         return go_on[0]
 
     told_last = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import time
@@ -28,6 +29,7 @@ from workflows.loop import Hooks, Progress, Step, Workers
 
 EVALUATION_ROWS = 256         # of a worker's batch when no gradients are kept, at most,
 EVALUATION_TIMES = 4          # and how many times those of a training batch
+REFUSALS = 3                  # by storage, in a row, that end a run
 MOST_GROUPS = 300             # of rows, from which a bootstrap draws
 
 
@@ -46,6 +48,7 @@ class Job:
         stop: asked at each step whether to stop after it.
         entered: when the process that was called started, in seconds since 1970.
         alone: this process is no worker of Ray Train.
+        here: this process is the one that was started.
         groups: leave the sums of groups of rows of the last split, too: see ``Groups``.
         free: keys of the experiment in which a checkpoint may be of another one.
     """
@@ -61,6 +64,7 @@ class Job:
     stop: Callable[[], bool] = lambda: False
     entered: float = 0.0
     alone: bool = False
+    here: bool = False
     groups: bool = False
     free: tuple[str, ...] = ()
 
@@ -69,7 +73,8 @@ class Data:
     """The splits of a job, as steps for this worker."""
 
     def __init__(self, experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],
-                 workers: Workers) -> None:
+                 workers: Workers, moved: Callable[[], None] = lambda: None) -> None:
+        self.moved = moved                            # called at each step
         self.experiment, self.prepared, self.cached, self.workers = experiment, prepared, cached, workers
         self.dataset, self.storing = dataset_of(experiment), storing_of(experiment)
         self.task = task_of(experiment, self.dataset)
@@ -126,6 +131,7 @@ class Data:
         settings = self.experiment.training
         double = settings.precision == "fp64"
         for cursor, ids, micro in ingest.steps(Cursor(epoch, *place), epochs):
+            self.moved()
             own = ids[self.workers.rank::self.workers.world]
             batches = [Batch(m.inputs, m.lengths, m.targets, m.weights, m.row_ids, m.lanes, m.reset) for m in micro]
             if ingest.plan.shuffle:                   # training: what augmentation is drawn from
@@ -137,6 +143,34 @@ class Data:
     def evaluation(self, split: str, rows: int | None = None) -> Iterator[Step]:
         """Every row of a split once, in stored order."""
         return self.steps(self.ingest(split, training=False, rows=rows), 1)
+
+
+class Unwritable(Exception):
+    """Storage takes no checkpoints."""
+
+
+class Watchdog:
+    """Ends this process once nothing has moved for `seconds`, so that another takes over; 0 never does.
+
+    What its threads were doing goes to stderr, the worker's log. It is a timer of faulthandler's, which needs no turn
+    of the interpreter.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, -math.inf
+
+    def moved(self) -> None:
+        """Something happened. Setting a timer takes 0.1 ms, so it is done ten times in `seconds` at most."""
+        now = time.monotonic()
+        if self.seconds and now - self.last > self.seconds / 10:
+            self.last = now
+            faulthandler.dump_traceback_later(self.seconds, exit=True)
+
+    def rest(self) -> None:
+        """Nothing is expected to move any more."""
+        if self.seconds:
+            faulthandler.cancel_dump_traceback_later()
+            self.last = -math.inf
 
 
 class Attempt:
@@ -151,11 +185,13 @@ class Attempt:
     def __init__(self, job: Job) -> None:
         self.job, self.settings = job, job.experiment.training
         self.workers = _join(job)
-        self.data = Data(job.experiment, job.prepared, job.cached, self.workers)
+        self.watchdog = Watchdog(0.0 if job.here else job.experiment.workers.timeout)
+        self.data = Data(job.experiment, job.prepared, job.cached, self.workers, self.watchdog.moved)
         self.model, self.spec = make_model(job.experiment, job.prepared, self.workers.device)
         self.optimizer = loop.make_optimizer(self.model, self.settings)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.checkpoints = job.run / "checkpoints"
+        self.saver = Saver(job, self.checkpoints, self.model, self.optimizer)
         self.progress, self.first_step = Progress(), 0.0
 
     def restore(self) -> None:
@@ -166,6 +202,16 @@ class Attempt:
 
     def epochs(self) -> Generator[dict[str, float]]:
         """Train from the newest checkpoint on; the metrics of each epoch, as it ends."""
+        self.watchdog.moved()
+        try:
+            for metrics in self._epochs():
+                self.watchdog.rest()                   # whoever asked for the epoch may take their time
+                yield metrics
+                self.watchdog.moved()
+        finally:
+            self.watchdog.rest()
+
+    def _epochs(self) -> Generator[dict[str, float]]:
         job, settings, workers = self.job, self.settings, self.workers
         self.restore()
         ingest = self.data.ingest("train", training=True)
@@ -178,7 +224,7 @@ class Attempt:
         for metrics in loop.epochs(
                 self.model, self.optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total),
                 workers=workers, progress=self.progress, validate=self._validate,
-                hooks=_hooks(job, self.model, self.optimizer, self.checkpoints, workers)):
+                hooks=_hooks(job, self.model, self.saver, workers)):
             self.first_step = steps.first_step
             yield metrics
 
@@ -188,7 +234,21 @@ class Attempt:
 
     def finish(self) -> dict[str, Any]:
         """Measure the best weights, write the bundle and ``result.json``; the result, as plain values."""
+        self.watchdog.moved()
+        try:
+            return self._finish()
+        finally:
+            self.watchdog.rest()
+
+    def _finish(self) -> dict[str, Any]:
         job = self.job
+        try:
+            self.saver.settle()
+        except OSError as error:
+            raise Unwritable(f"the best weights could not be written to {self.checkpoints.uri}: {error}. Make room, or "
+                             "bring storage back; then --resume goes on from the last whole checkpoint") from None
+        if dist.is_initialized():
+            dist.barrier()
         checkpoint.load_weights(self.model, _best(self.checkpoints, self.progress))
         result = {**_final(self.model, self.data, self.workers, job, self.progress),
                   "first_step_seconds": round(self.first_step, 2)}
@@ -290,8 +350,7 @@ def _restore(found: tuple[str, dict[str, bytes]], job: Job, model: SequenceModel
     return progress
 
 
-def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, checkpoints: Any,
-           workers: Workers) -> Hooks:
+def _hooks(job: Job, model: SequenceModel, saver: Saver, workers: Workers) -> Hooks:
     """Rank 0 records and saves; the state of all lanes is gathered from all workers."""
     chief = workers.rank == 0
 
@@ -307,18 +366,60 @@ def _hooks(job: Job, model: SequenceModel, optimizer: torch.optim.Optimizer, che
 
     def save(progress: Progress, best: bool) -> None:
         carried = model.carried.of_all(workers.sum, workers.rank, workers.world) if model.carried.lanes else {}
-        if not chief:
-            return
-        if best:
-            checkpoint.write_files(checkpoints, f"best-{progress.step:09d}",
-                                   {"model.safetensors": checkpoint.weights(model)})
-        state = {"progress": progress.plain(), "experiment": job.experiment.plain(), "data": job.prepared.digest}
-        checkpoint.save(checkpoints, progress.step, model, optimizer, state, carried=carried)
-        for old in checkpoints.names():
-            if old.startswith("best-") and int(old[5:]) < progress.best_step:
-                checkpoints.delete(old)
+        if chief:
+            saver.save(progress, best, carried)
 
     return Hooks(log, epoch, save, job.stop, _Notice())
+
+
+class Saver:
+    """Writes a run's checkpoints, and the best weights; of one worker, the first.
+
+    What storage refuses is told, and tried again with the next checkpoint: a disk that is full for a minute, or a store
+    that is away, costs no training.
+    """
+
+    def __init__(self, job: Job, folder: Any, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
+        self.job, self.folder, self.model, self.optimizer = job, folder, model, optimizer
+        self.best: tuple[str, bytes] | None = None     # that storage does not have yet: name, weights
+        self.refused = 0                               # in a row
+
+    def save(self, progress: Progress, best: bool, carried: dict[str, torch.Tensor]) -> None:
+        """Write a checkpoint; `best`: of the best weights so far.
+
+        Raises:
+            Unwritable: storage has refused several in a row.
+        """
+        if best:
+            self.best = f"best-{progress.step:09d}", checkpoint.weights(self.model)
+        state = {"progress": progress.plain(), "experiment": self.job.experiment.plain(),
+                 "data": self.job.prepared.digest}
+        try:
+            self.settle()
+            checkpoint.save(self.folder, progress.step, self.model, self.optimizer, state, carried=carried)
+            for old in self.folder.names():
+                if old.startswith("best-") and int(old[5:]) < progress.best_step:
+                    self.folder.delete(old)
+        except OSError as error:
+            self.refused += 1
+            told = f"no checkpoint of step {progress.step} could be written to {self.folder.uri}: {error}"
+            if self.refused == REFUSALS:
+                raise Unwritable(f"{told}; it is the {REFUSALS}rd in a row. Make room, or bring storage back; then "
+                                 "--resume goes on from the last whole checkpoint") from None
+            self.job.tell({"event": "note", "text": f"{told}; training goes on, and the next one is tried"})
+        else:
+            self.refused = 0
+
+    def settle(self) -> None:
+        """Write the best weights that are still to be written.
+
+        Raises:
+            OSError: storage refuses them.
+        """
+        if self.best is not None:
+            name, data = self.best
+            checkpoint.write_files(self.folder, name, {"model.safetensors": data})
+            self.best = None
 
 
 class _Notice:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults import finish, launch, wait_until
+from tests.faults import finish, launch, said, wait_until
 
 COMMON = ["training.epochs=2", "training.checkpoint_steps=10", "training.batch_size=64", "workers.cpus=1",
           "model.hidden_size=32"]
@@ -78,6 +81,12 @@ def undisturbed(tmp_path_factory):
     return finish(start(folder, "workers.count=2"), folder)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return finish(start(folder), folder), folder
+
+
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, tmp_path):
     result = killed_worker_run(start(tmp_path, "workers.count=2"), tmp_path, 2)
     assert weights(result) == weights(undisturbed)
@@ -86,13 +95,55 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, t
         assert steps == sorted(set(steps))                      # replayed steps are recorded once
 
 
+def test_a_worker_that_hangs_is_replaced_in_time_and_the_weights_are_the_same(undisturbed, tmp_path):
+    process = start(tmp_path, "workers.count=2", "workers.timeout=15")
+    wait_for_checkpoint(tmp_path, 20)
+    victims = workers_of(process)
+    victims[-1].suspend()
+    begin = time.monotonic()
+    wait_until(lambda: not victims[-1].is_running() or victims[-1].status() == psutil.STATUS_ZOMBIE, tmp_path)
+    assert time.monotonic() - begin < 45
+    assert weights(finish(process, tmp_path)) == weights(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 40 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True,
+                          text=True)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("for_good", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["a while", "for good"])
+def test_a_full_disk_costs_no_whole_checkpoint_and_no_point(for_good, alone, tmp_path, small_disk):
+    undisturbed, folder = alone
+    process = start(tmp_path, f"storage={small_disk}/runs")
+    wait_for_checkpoint(small_disk, 10)
+    with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1024))
+    wait_until(lambda: "could be written" in said(tmp_path), tmp_path)
+    if for_good:
+        process.communicate(timeout=200)
+        assert process.returncode == 1 and "Make room" in said(tmp_path) and "Traceback" not in said(tmp_path)
+    (small_disk / "filler").unlink()
+    result = finish(start(tmp_path, f"storage={small_disk}/runs", "--resume") if for_good else process, tmp_path)
+    assert weights(result) == weights(undisturbed)
+    assert points(tmp_path, result) == points(folder, undisturbed)
+
+
 STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state
 
 
 @pytest.mark.parametrize(("more", "step", "name"), [([], 20, "demand"), (STATEFUL, 100, "chorales")],
                          ids=["windows", "stateful"])
-def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, tmp_path):
-    whole = finish(start(tmp_path, *more), tmp_path)
+def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, alone, tmp_path):
+    whole = finish(start(tmp_path, *more), tmp_path) if more else alone[0]
     broken = tmp_path / "broken"
     broken.mkdir()
     process = start(broken, *more)
@@ -117,9 +168,9 @@ def test_a_signal_ends_training_after_its_step_with_a_checkpoint(tmp_path, count
     before = {p.parent.name for p in tmp_path.glob("runs/*/checkpoints/step-*/manifest.json")}
     process.send_signal(number)
     process.communicate(timeout=60)
-    said = (tmp_path / "stderr").read_text()
-    assert process.returncode == 128 + number and "--resume demand-" in said and "Traceback" not in said
-    assert f"workers.count={count}" in said
+    told = said(tmp_path)
+    assert process.returncode == 128 + number and "--resume demand-" in told and "Traceback" not in told
+    assert f"workers.count={count}" in told
     newest = max(tmp_path.glob("runs/*/checkpoints/step-*"))
     assert newest.name not in before and (newest / "manifest.json").exists()
     assert run_of(tmp_path).info.status == "KILLED"
