@@ -52,7 +52,7 @@ def _fail_by(error: Exception, verbose: bool) -> None:
         _fail(mask(str(error)), 2)
     if isinstance(error, Interrupted):
         _fail(str(error), error.code)
-    if kind in ("Diverged", "Lost", "NothingFound", "Unwritable"):
+    if kind in ("Diverged", "Lost", "NothingFound", "Undelivered", "Unwritable"):
         _fail(str(error), 1)
     _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)
 
@@ -180,6 +180,21 @@ def report(run: str, verbose: bool) -> dict[str, Any]:
     return {"report": made}
 
 
+@click.argument("folder", default="runs")
+@click.argument("overrides", nargs=-1, metavar="[tracking.uri=URI]")
+def sync(folder: str, overrides: tuple[str, ...], verbose: bool) -> dict[str, Any]:
+    """Deliver what MLflow has not got of the record: FOLDER is a run, or the storage of all runs.
+
+    Runs keep their record on disk while MLflow is away. tracking.uri=URI delivers to another place than the
+    experiment says.
+    """
+    from workflows.sync import sync as run
+    wrong = [word for word in overrides if not word.startswith("tracking.uri=")]
+    if wrong:
+        raise ValueError(f"{wrong[0]}: sync takes a folder and tracking.uri=URI")
+    return run(folder, uri=overrides[-1].partition("=")[2] if overrides else None)
+
+
 def schema(verbose: bool) -> None:
     """Print the JSON schema of an experiment file, for editors."""
     from workflows.experiment import schema as made
@@ -194,6 +209,7 @@ for _name, _function, _example in (
     ("search", search, "python -m workflows search workflows/experiments/etth1.yaml search.trials=24"),
     ("compare", compare, "python -m workflows compare workflows/experiments/demand.yaml"),
     ("report", report, "python -m workflows report runs/RUN"),
+    ("sync", sync, "python -m workflows sync runs"),
     ("schema", schema, "python -m workflows schema > experiment.schema.json"),
 ):
     command(main, _name, _example)(_function)

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets.prepare import Prepared
     from workflows.tuner import Ledger, Record
 
@@ -60,6 +62,11 @@ class Console:
             first, total = aside.first[0], aside.rows + aside.kept
             self.say(f"{aside.rows:,} of {total:,} records cannot be used (the first: {first['uri']}, row "
                      f"{first['row']}: {first['reason']}); all are in {aside.uri}")
+
+    def undelivered(self, problem: str | None, spool: Path, run: str) -> None:
+        """What MLflow has not got when a run ends, and how it gets there."""
+        self.say(f"the record is not delivered yet ({problem or 'slow'}); it waits in {spool}. Deliver it later with: "
+                 f"python -m workflows sync {run}")
 
     def event(self, event: dict[str, Any]) -> None:
         """Something a worker tells: start, step, epoch, note."""

@@ -302,8 +302,7 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
                 if opened is not None:
                     opened.end(status)
                 if not tracker.close(timeout=120):
-                    console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in "
-                                f"{spool_of(folder)}")
+                    console.undelivered(tracker.problem(), spool_of(folder), folder.uri)
         finally:
             cluster.disconnect(place)
 

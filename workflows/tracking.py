@@ -306,6 +306,11 @@ class Tracker(Recorder):
             for begin in roots:  # step: seconds since the run first began
                 self.metrics(begin["key"], values, step=(_now() - begin["time"]) // 1000)
 
+    def open_runs(self) -> list[str]:
+        """Keys of the runs that were begun and not ended, children first."""
+        with self._changed:
+            return sorted(self._open, key=lambda key: self._begun[key]["parent"] is None)
+
     # Delivery: the sender thread.
 
     def _send_all(self) -> None:

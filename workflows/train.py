@@ -155,7 +155,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
     finally:
         tracker.end(name, status)
         if not tracker.close(timeout=30):
-            console.say(f"the record is not delivered yet ({tracker.problem() or 'slow'}); it waits in {spool_of(run)}")
+            console.undelivered(tracker.problem(), spool_of(run), run.uri)
     console.result(result)
     return result
 

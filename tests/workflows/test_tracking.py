@@ -5,19 +5,17 @@ import json
 import math
 import os
 import pickle
-import signal
-import socket
 import subprocess
 import sys
 import time
 import types
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults import Proxy, Server
 from workflows import tracking
 from workflows.tracking import (
     RemoteTracker,
@@ -34,41 +32,6 @@ from workflows.tracking import (
 
 ROOT = Path(__file__).parents[2]
 WAIT = 40.0  # seconds for a delivery that must come; it comes in 1 or 2
-
-
-class Server:
-    """`mlflow server` on a port of its own, in its own session: to stop it is to kill the whole group."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-        self.launch()
-
-    def launch(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).read()
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError((self.folder / "log").read_text())
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -535,6 +498,36 @@ def test_an_outage_of_the_server_loses_and_doubles_nothing(server: Server, tmp_p
     assert tracker.problem() is None
     assert len(spooled(spool, "loss")) == 3000
     assert delivered(server.uri, "outage", "loss") == spooled(spool, "loss")
+
+
+@pytest.mark.parametrize("behaviour", ["500", "lose", "slow"])
+def test_a_server_that_fails_or_loses_answers_gets_everything_once(
+    behaviour: str, server: Server, tmp_path: Path
+) -> None:
+    proxy = Proxy(server.uri, behaviour, delay=0.5)
+    try:
+        tracker, key = Tracker(proxy.uri, tmp_path / "spool"), f"broken-{behaviour}"
+        begin(tracker, key, params={"a": 1})
+        (tmp_path / "file.txt").write_text("text")
+        tracker.artifact(key, tmp_path / "file.txt")
+        began = time.monotonic()
+        for step in range(2000):
+            tracker.metrics(key, {"loss": float(step)}, step)
+        assert time.monotonic() - began < 1.0, "recording must not wait for the server"
+        if behaviour != "slow":
+            assert not tracker.flush(3.0)
+            asked, proxy.behaviour = proxy.asked, "pass"
+            assert asked > 1
+        tracker.end(key, "FINISHED")
+        assert tracker.close(WAIT)
+    finally:
+        proxy.stop()
+    assert tracker.problem() is None
+    assert delivered(server.uri, key, "loss") == spooled(tmp_path / "spool", "loss")
+    client = connect(server.uri)
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], f"tags.`rondo.key` = '{key}'")
+    assert [r.info.status for r in found] == ["FINISHED"] and found[0].data.params == {"a": "1"}
+    assert [a.path for a in client.list_artifacts(found[0].info.run_id)] == ["file.txt"]
 
 
 # In an actor.
