@@ -88,12 +88,12 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):         # importing them sets levels, so afterwards
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
     local = not cluster and len(ray.nodes()) == 1
-    cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.count) if local else 1)
+    cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.most) if local else 1)
     asked = replace(workers, cpus=cpus)
     deadline = time.monotonic() + workers.wait
     if workers.wait:                               # an autoscaler adds nodes only for what is asked of it
         from ray.autoscaler.sdk import request_resources
-        request_resources(bundles=[{"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}] * workers.count)
+        request_resources(bundles=[{"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}] * workers.most)
     while True:
         have = ray.cluster_resources()
         total = {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
@@ -105,7 +105,7 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
                 disconnect(Place(own, False, cpus, grown=workers.wait > 0))
                 raise
             time.sleep(1)
-    return Place(own=own, in_process=local and workers.count == 1, cpus=cpus, grown=workers.wait > 0)
+    return Place(own=own, in_process=local and workers.most == 1, cpus=cpus, grown=workers.wait > 0)
 
 
 def check_machine(workers: Workers) -> None:
@@ -126,10 +126,10 @@ def _started() -> bool:
 
 
 def _check(workers: Workers, total: dict[str, Any], said: str) -> None:
-    needs = {"CPU": workers.count * (workers.cpus or 1), "GPU": workers.count * workers.gpus}
+    needs = {"CPU": workers.least * (workers.cpus or 1), "GPU": workers.least * workers.gpus}
     short = [kind for kind, need in needs.items() if total[kind] is not None and need > total[kind]]
     if short:
-        raise ValueError(f"workers.count={workers.count} x workers.cpus={workers.cpus or 1} = {needs['CPU']} CPUs and "
+        raise ValueError(f"workers.count={workers.least} x workers.cpus={workers.cpus or 1} = {needs['CPU']} CPUs and "
                          f"workers.gpus={workers.gpus} = {needs['GPU']} GPUs in all, but {said}; ask for less, or let "
                          "an autoscaler add nodes and set workers.wait to the seconds it may take")
 

@@ -483,9 +483,9 @@ def _check_combinations(experiment: Experiment, where: str) -> None:
         if windows and experiment.training.batch_tokens is not None:
             raise ValueError("training.batch_tokens has no meaning for windows, which are all equally long; use "
                              "training.batch_size")
-        if experiment.training.batch_size < experiment.workers.count:
+        if experiment.training.batch_size < experiment.workers.most:
             raise ValueError(f"training.batch_size={experiment.training.batch_size} is smaller than workers.count="
-                             f"{experiment.workers.count}; use at least {experiment.workers.count}, or fewer workers")
+                             f"{experiment.workers.most}; use at least {experiment.workers.most}, or fewer workers")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     except RuntimeError as error:                  # torch: no tensor can be that large

@@ -132,7 +132,7 @@ class Hunt:
         from workflows import tuner
 
         search = self.experiment.search
-        in_turn = self.concurrent < self.room.most or self.experiment.workers.count > 1
+        in_turn = self.concurrent < self.room.most or self.experiment.workers.most > 1
         staged = self.concurrent if in_turn else self.concurrent + 1        # one more waits for a process
         self.queue = queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
@@ -262,6 +262,9 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
         check_splits(study.experiment)
     cluster.check_paths(experiment)
     workers = replace(experiment.workers, cpus=experiment.workers.cpus or 1)
+    if workers.least < workers.most:
+        raise ValueError(f"workers.count={workers.count}: trials have a fixed number of workers; use one number, such "
+                         f"as {workers.least}")
     cluster.check_machine(workers)
     tracking.check(experiment.tracking.uri)
     storage = Storage(experiment.storage)

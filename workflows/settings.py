@@ -69,7 +69,8 @@ class Workers:
     """Where training runs.
 
     Attributes:
-        count: Ray Train workers. One worker on a Ray of this machine's own runs in the starting process.
+        count: Ray Train workers. One worker on a Ray of this machine's own runs in the starting process. [2, 4]: as
+            many as there is room for, from two to four; when nodes go or come, all begin again at the last checkpoint.
         cpus: CPUs of each worker, also its torch threads; null: an equal share of this machine's, or 1 on a cluster and
             in a search.
         gpus: GPUs of each worker.
@@ -79,7 +80,7 @@ class Workers:
             worker that runs in the starting process is not watched.
     """
 
-    count: int = 1
+    count: int | list[int] = 1
     cpus: int | None = None
     gpus: int = 0
     failures: int = 3
@@ -87,11 +88,25 @@ class Workers:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for key, low in {"count": 1, "gpus": 0, "failures": 0, "wait": 0, "timeout": 0}.items():
+        if isinstance(self.count, list) and not (len(self.count) == 2 and self.count[0] < self.count[1]):
+            raise ValueError(f"workers.count={self.count}: use one number, or [least, most] such as [2, 4]")
+        if self.least < 1:
+            raise ValueError(f"workers.count={self.count} is too small; use at least 1")
+        for key, low in {"gpus": 0, "failures": 0, "wait": 0, "timeout": 0}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"workers.{key}={getattr(self, key)} is too small; use at least {low}")
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"workers.cpus={self.cpus} is too small; use at least 1, or null")
+
+    @property
+    def least(self) -> int:
+        """Workers without which nothing begins."""
+        return self.count[0] if isinstance(self.count, list) else self.count
+
+    @property
+    def most(self) -> int:
+        """Workers that there are at most."""
+        return self.count[1] if isinstance(self.count, list) else self.count
 
 
 @dataclass(frozen=True)

@@ -197,13 +197,14 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     wanted = job.experiment.workers
+    count = tuple(wanted.count) if isinstance(wanted.count, list) else wanted.count
     patience = int(wanted.timeout) or FOREVER
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)     # of a process that does not answer
     resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
     job.run.remove(FAILED)
     trainer = TorchTrainer(
         _attempt, train_loop_config={"job": job, "work": work}, torch_config=TorchConfig(timeout_s=patience),
-        scaling_config=ScalingConfig(num_workers=wanted.count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
                              failure_config=FailureConfig(max_failures=wanted.failures)))
     try:

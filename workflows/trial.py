@@ -191,7 +191,7 @@ def begin(shared: Shared, assignment: Assignment) -> _Run:
         ValueError: settings that cannot be.
     """
     job = _job(shared, assignment)
-    kind = _Here if job.experiment.workers.count == 1 else _Nested
+    kind = _Here if job.experiment.workers.most == 1 else _Nested
     return kind(job, final=assignment.final, deadline=_deadline(shared.folder, assignment))
 
 

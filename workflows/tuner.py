@@ -569,14 +569,14 @@ def room(workers: Any, cpus: int, nodes: list[dict[str, float]]) -> Room:
         return min(by_cpus, int(node.get("GPU", 0) // workers.gpus)) if workers.gpus else by_cpus
 
     fitting = sum(fit(n) for n in nodes)
-    most = fitting // workers.count
+    most = fitting // workers.most
     total = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
     one = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {workers.gpus} GPU" if workers.gpus else "")
-    each = one if workers.count == 1 else f"{workers.count} workers x {one}"
+    each = one if workers.most == 1 else f"{workers.most} workers x {one}"
     said = (f"{total[0]:g} CPUs{f' and {total[1]:g} GPUs' if total[1] else ''} on {len(nodes)} "
             f"node{'s' if len(nodes) > 1 else ''}; a trial takes {each}: {most} at a time. The driver, the record and "
             "the readers of Ray Data are counted as none: they run beside the trials")
-    if workers.count == 1:
+    if workers.most == 1:
         bundle = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     else:
         bundle = {"memory": 1 << 20}                   # its workers have a placement group of their own

@@ -30,9 +30,10 @@ def start(folder, *more):
 def start_with_cpus(folder, cpus, *more):
     """The same from Python, in a Ray that was told it has so many CPUs."""
     overrides = [w for w in command(folder, *more)[4:] if "=" in w]
+    resume = "latest" if "--resume" in more else None
     script = (f"import json, ray; ray.init(address='local', num_cpus={cpus}, include_dashboard=False, "
               f"log_to_driver=False)\nfrom workflows.train import train\n"
-              f"print(json.dumps(train(None, overrides={overrides!r})))")
+              f"print(json.dumps(train(None, overrides={overrides!r}, resume={resume!r})))")
     return launch(folder, [sys.executable, "-c", script])
 
 
@@ -155,6 +156,25 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, alone,
     assert weights(result) == weights(whole)
     assert len(list(broken.glob(f"runs/{name}-*"))) == 1
     for steps in points(broken, result).values():
+        assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), *(pytest.param(*counts, marks=pytest.mark.soak) for counts in (
+    (1, 2), (4, 2), (2, 4)))])
+def test_another_number_of_workers_goes_on_with_the_rows_that_are_left(before, after, alone, tmp_path):
+    """Each epoch is held against the plan: rows that were left out, or seen twice, would end the run."""
+    process = start_with_cpus(tmp_path, 4, f"workers.count={before}")
+    wait_for_checkpoint(tmp_path, 10)
+    process.kill()
+    process.wait()
+    assert len(list(tmp_path.glob("runs/*/checkpoints/best-*"))) < 2              # its last epoch has not ended
+    result = finish(start_with_cpus(tmp_path, 4, f"workers.count={after}", "--resume"), tmp_path)
+    undisturbed, _ = alone
+    assert result["steps"] == undisturbed["steps"]
+    for one, other in zip(undisturbed["history"], result["history"], strict=True):
+        for name in ("train/loss", "validation/mse"):
+            assert other[name] == pytest.approx(one[name], rel=1e-3)
+    for steps in points(tmp_path, result).values():
         assert steps == sorted(set(steps))
 
 
