@@ -32,16 +32,19 @@ def write_files(folder: Folder, name: str, files: dict[str, bytes]) -> None:
     """Write `files` below `name`, and then the manifest that makes them complete.
 
     Raises:
-        OSError: storage refused one; the others are removed again, if it lets that be done.
+        OSError: storage refused one; unless all of it was there before, the others are removed again, if storage lets
+            that be done.
     """
+    new = not folder.exists(f"{name}/manifest.json")
     told = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
     try:
         for file, data in files.items():
             folder.write(f"{name}/{file}", data)
         folder.write(f"{name}/manifest.json", json.dumps({"format": FORMAT, "files": told}).encode())
     except OSError:
-        with suppress(OSError):
-            folder.delete(name)
+        if new:
+            with suppress(OSError):
+                folder.delete(name)
         raise
 
 

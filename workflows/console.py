@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as Rich
@@ -243,23 +243,22 @@ class Line:
 
     def __init__(self, box: Any) -> None:
         self.box = box
-        self.reply: Any = None
+        self.replies: list[Any] = []                   # to what was told, that are still on their way
+        self.asked = False
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Tell what happened."""
-        self.reply = self.box.put.remote(event)
+        self.replies.append(self.box.put.remote(event))
 
     def stops(self) -> bool:
-        """Whether the one who watches had asked to stop when the last event came."""
+        """Whether the one who watches has asked to stop, as far as has been heard: each reply to an event says so."""
         import ray
 
-        if self.reply is None or not ray.wait([self.reply], timeout=0)[0]:
-            return False
-        reply, self.reply = self.reply, None
-        try:
-            return bool(ray.get(reply))
-        except ray.exceptions.RayError:                # nobody watches any more
-            return False
+        if self.replies:
+            come, self.replies = ray.wait(self.replies, num_returns=len(self.replies), timeout=0)
+            with suppress(ray.exceptions.RayError):    # nobody watches any more
+                self.asked = self.asked or any(ray.get(come))
+        return self.asked
 
     def ask(self) -> None:
         """Ask the workers to stop."""
@@ -292,8 +291,20 @@ def relay(console: Console) -> Iterator[Line]:
     thread.start()
     try:
         yield Line(box)
-    finally:
+    except KeyboardInterrupt:                          # workers that are left behind may still ask whether to stop
         done.set()
-        thread.join(10)
-        kill: Any = ray.kill
-        kill(box)
+        raise
+    except BaseException:
+        _close(box, thread, done)
+        raise
+    else:
+        _close(box, thread, done)
+
+
+def _close(box: Any, thread: threading.Thread, done: threading.Event) -> None:
+    import ray
+
+    done.set()
+    thread.join(10)
+    kill: Any = ray.kill
+    kill(box)

@@ -64,6 +64,9 @@ class Training:
                              "60, or null for no such limit")
 
 
+LONGEST = 10_000_000          # seconds, 115 days: timers take no more than some 290 years
+
+
 @dataclass(frozen=True)
 class Workers:
     """Where training runs.
@@ -95,6 +98,9 @@ class Workers:
         for key, low in {"gpus": 0, "failures": 0, "wait": 0, "timeout": 0}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"workers.{key}={getattr(self, key)} is too small; use at least {low}")
+        if self.timeout and not 1 <= self.timeout <= LONGEST:
+            raise ValueError(f"workers.timeout={self.timeout:g} is out of range; use 1 to {LONGEST:,} seconds, or 0 to "
+                             "wait for ever")
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"workers.cpus={self.cpus} is too small; use at least 1, or null")
 

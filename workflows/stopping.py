@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -53,6 +54,8 @@ def listening() -> Iterator[Stop]:
         if stop:
             raise KeyboardInterrupt
         stop.signal = number
+        with suppress(OSError):
+            os.write(2, b"stopping after this step; the same again stops at once\n")      # print may be in use
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

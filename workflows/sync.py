@@ -27,7 +27,7 @@ def sync(folder: str, *, uri: str | None = None, timeout: float = 600.0, progres
         progress: say on stderr what is done.
 
     Returns:
-        delivered, going_on and settled: lists of names.
+        names: delivered, going_on, settled (nothing was left), elsewhere (no record is on this machine).
 
     Raises:
         ValueError: there is no run. Undelivered: MLflow still does not take all.
@@ -38,13 +38,15 @@ def sync(folder: str, *, uri: str | None = None, timeout: float = 600.0, progres
     if not runs:
         raise ValueError(f"{storage.uri}: neither a run nor a folder of runs; give the experiment's storage, such as "
                          "runs, or a folder in it")
-    found: dict[str, list[str]] = {"delivered": [], "going_on": [], "settled": []}
+    found: dict[str, list[str]] = {"delivered": [], "going_on": [], "settled": [], "elsewhere": []}
     left: list[str] = []
     with Console(show=progress) as console:
         for run in runs:
             name = run.uri.rpartition("/")[2]
             spool = spool_of(run)
-            if tracking.settled(spool):
+            if not spool.exists():
+                found["elsewhere"].append(name)
+            elif tracking.settled(spool, uri):
                 found["settled"].append(name)
             elif tracking.busy(spool):
                 found["going_on"].append(name)
@@ -56,7 +58,9 @@ def sync(folder: str, *, uri: str | None = None, timeout: float = 600.0, progres
                     found["delivered"].append(name)
                     console.say(f"{name}: delivered")
         told = [f"{len(names)} {word}" for word, names in (("already in MLflow", found["settled"]),
-                                                          ("still going on", found["going_on"])) if names]
+                                                          ("still going on", found["going_on"]),
+                                                          ("without a record on this machine", found["elsewhere"]))
+                if names]
         if told:
             console.say(", ".join(told))
     if left:
@@ -73,4 +77,5 @@ def _deliver(run: Storage, uri: str, timeout: float) -> str:
     tracker = tracking.Tracker(uri, spool_of(run), source={})
     for key in tracker.open_runs():
         tracker.end(key, "KILLED")
-    return "" if tracker.close(timeout) else tracker.problem() or f"not all was taken in {timeout:g} seconds"
+    done = tracker.close(timeout)
+    return tracker.problem() or ("" if done else f"not all was taken in {timeout:g} seconds")

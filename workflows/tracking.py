@@ -626,17 +626,22 @@ def busy(spool: Path) -> bool:
     return False
 
 
-def settled(spool: Path) -> bool:
-    """Whether a spool's last run has ended and all is delivered; True where there is no spool."""
+def settled(spool: Path, uri: str | None = None, *, status: Status | None = None) -> bool:
+    """Whether a spool's last run has ended and all is delivered; True where there is no spool.
+
+    With `uri`, whether it is delivered there; with `status`, whether it has ended so.
+    """
     if not spool.exists():
         return True
     lines = spool.read_bytes().splitlines()
     last = _parse(lines[-1]) if lines else None
     try:
-        sent = json.loads(spool.with_name(f"{spool.name}.ack").read_text())["offset"]
+        told = json.loads(spool.with_name(f"{spool.name}.ack").read_text())
+        if told["offset"] < spool.stat().st_size or (uri is not None and told["uri"] != mask(absolute(uri))):
+            return False
     except (OSError, ValueError, KeyError):
         return False
-    return last is not None and last["op"] == "end" and bool(sent >= spool.stat().st_size)
+    return last is not None and last["op"] == "end" and status in (None, last["status"])
 
 
 def absolute(uri: str) -> str:

@@ -172,7 +172,7 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
     with listening() as stop:
         try:
             if place.in_process:
-                job.stop, job.here = stop, True
+                job.stop, job.watched = stop, False
                 scaling = ScalingConfig(num_workers=0, use_gpu=job.experiment.workers.gpus > 0)
                 TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
                 return
@@ -182,7 +182,9 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
                 beside(lambda: fit_workers(job, work), stop, line.ask)
                 if stop and not job.run.exists("result.json"):
                     raise Stopped
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt, Lost) as error:               # workers, too, may have heard the signal
+            if isinstance(error, Lost) and not stop:
+                raise
             raise Interrupted(_how_to_resume(job), stop.code) from None
 
 
@@ -194,7 +196,7 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     wanted = job.experiment.workers
     count = tuple(wanted.count) if isinstance(wanted.count, list) else wanted.count
@@ -209,25 +211,37 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
                              failure_config=FailureConfig(max_failures=wanted.failures)))
     try:
         trainer.fit()
-    except WorkerGroupError as error:
+    except TrainingFailedError as error:
         _raise_failed(job.run)
-        raise Lost(_why(error.worker_failures, wanted.failures)) from error
+        if isinstance(error, WorkerGroupError):
+            raise Lost(_why(error.worker_failures, wanted.failures)) from error
+        raise
     _raise_failed(job.run)
 
 
 def _why(failures: Mapping[int, Exception], most: int) -> str:
-    """What ended a run whose workers failed once too often: of the workers that say something of their own, the first;
-    the others were ended because of it."""
+    """What ended a run whose workers failed once too often: of several failures the one that the others follow from."""
+    from ray.exceptions import RayError
+
     from workflows.worker import Unwritable
 
-    causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
-    for cause in causes.values():
+    def weight(cause: BaseException) -> int:
         if isinstance(cause, Unwritable):
-            return str(cause)
-    rank, cause = next(iter(causes.items()))
-    text = tracking.mask(str(cause)).strip() or "no message"
+            return 0
+        if isinstance(cause, RayError):                # its process is gone
+            return 1
+        return 3 if isinstance(cause, RuntimeError) else 2                # the last: an exchange whose peer is gone
+
+    causes = {}
+    for rank, error in sorted(failures.items()):
+        cause = getattr(error, "_base_exc", error)                        # of an error of the worker's own
+        causes[rank] = getattr(cause, "health_check_failure", cause)      # of a process that does not answer
+    rank, cause = min(causes.items(), key=lambda item: (weight(item[1]), item[0]))
+    if isinstance(cause, Unwritable):
+        return str(cause)
+    text = " ".join(tracking.mask(str(cause)).split()) or "no message"
     times = f"more than {most} time{'s' if most != 1 else ''} (workers.failures)" if most else "(workers.failures=0)"
-    return (f"workers failed {times}; at last worker {rank}: {type(cause).__name__}: {text.splitlines()[0][:500]}. "
+    return (f"workers failed {times}; at last worker {rank}: {type(cause).__name__}: {tracking.cut(text, 600)}. "
             "--resume goes on from the last checkpoint")
 
 
@@ -376,8 +390,8 @@ def told_before(run: Storage) -> dict[str, Any]:
 
 
 def _finished(run: Storage) -> bool:
-    """Whether a run is trained, and nothing of its record is left to deliver."""
-    return run.exists("result.json") and tracking.settled(spool_of(run))
+    """Whether a run has come to its end, and nothing of its record is left to deliver."""
+    return run.exists("result.json") and tracking.settled(spool_of(run), status="FINISHED")
 
 
 def load_modules() -> None:

@@ -163,11 +163,11 @@ def reason(error: BaseException) -> str:
 def finish(shared: Shared, assignment: Assignment) -> dict[str, Any]:
     """Measure a trial's best weights and leave its bundle, in the folder of the search; the result, as plain values.
 
-    Needs no Ray Train: one process.
+    Needs no Ray Train: one process, which may be the one that was started.
     """
     from workflows.worker import Attempt
 
-    job = replace(_job(shared, assignment), run=shared.folder, name=shared.name, alone=True)
+    job = replace(_job(shared, assignment), run=shared.folder, name=shared.name, alone=True, watched=False)
     attempt = Attempt(job)
     attempt.checkpoints = folder_of(shared.folder, assignment.number) / "checkpoints"
     attempt.restore()

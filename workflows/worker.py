@@ -5,6 +5,10 @@ from __future__ import annotations
 import faulthandler
 import json
 import math
+import os
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -48,7 +52,7 @@ class Job:
         stop: asked at each step whether to stop after it.
         entered: when the process that was called started, in seconds since 1970.
         alone: this process is no worker of Ray Train.
-        here: this process is the one that was started.
+        watched: a ``Watchdog`` may end this process; not the one that was started.
         groups: leave the sums of groups of rows of the last split, too: see ``Groups``.
         free: keys of the experiment in which a checkpoint may be of another one.
     """
@@ -64,7 +68,7 @@ class Job:
     stop: Callable[[], bool] = lambda: False
     entered: float = 0.0
     alone: bool = False
-    here: bool = False
+    watched: bool = True
     groups: bool = False
     free: tuple[str, ...] = ()
 
@@ -152,25 +156,42 @@ class Unwritable(Exception):
 class Watchdog:
     """Ends this process once nothing has moved for `seconds`, so that another takes over; 0 never does.
 
-    What its threads were doing goes to stderr, the worker's log. It is a timer of faulthandler's, which needs no turn
-    of the interpreter.
+    Shortly before, `tell` gets a note. What the threads were doing then goes to stderr, the worker's log. The end is a
+    timer of faulthandler's, which needs no turn of the interpreter.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.last = seconds, -math.inf
+    def __init__(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.seconds, self.tell = seconds, tell
+        self.last = self.set = -math.inf               # when something moved, and when the timer was set
+        self.warning: threading.Thread | None = None
 
     def moved(self) -> None:
-        """Something happened. Setting a timer takes 0.1 ms, so it is done ten times in `seconds` at most."""
-        now = time.monotonic()
-        if self.seconds and now - self.last > self.seconds / 10:
-            self.last = now
-            faulthandler.dump_traceback_later(self.seconds, exit=True)
+        """Something happened. Setting a timer takes 0.1 ms, so it is done twenty times in `seconds` at most."""
+        if not self.seconds:
+            return
+        self.last = time.monotonic()
+        if self.last - self.set > self.seconds / 20:
+            self.set = self.last
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+        if self.warning is None or not self.warning.is_alive():
+            self.warning = threading.Thread(target=self._warn, daemon=True)
+            self.warning.start()
 
     def rest(self) -> None:
         """Nothing is expected to move any more."""
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()
-            self.last = -math.inf
+            self.last, self.set = math.inf, -math.inf
+
+    def _warn(self) -> None:
+        warned = -math.inf
+        while (last := self.last) < math.inf:          # at rest, this thread ends
+            time.sleep(self.seconds / 20)
+            if warned != last == self.last and time.monotonic() - last > 0.8 * self.seconds:
+                warned = last
+                self.tell({"event": "note", "text": f"a worker (process {os.getpid()} on {socket.gethostname()}) has "
+                           f"not moved for {0.8 * self.seconds:g} s; at {self.seconds:g} s it is ended and replaced "
+                           "(workers.timeout)"})
 
 
 class Attempt:
@@ -185,7 +206,7 @@ class Attempt:
     def __init__(self, job: Job) -> None:
         self.job, self.settings = job, job.experiment.training
         self.workers = _join(job)
-        self.watchdog = Watchdog(0.0 if job.here else job.experiment.workers.timeout)
+        self.watchdog = Watchdog(job.experiment.workers.timeout if job.watched else 0.0, job.tell)
         self.data = Data(job.experiment, job.prepared, job.cached, self.workers, self.watchdog.moved)
         self.model, self.spec = make_model(job.experiment, job.prepared, self.workers.device)
         self.optimizer = loop.make_optimizer(self.model, self.settings)
@@ -244,18 +265,18 @@ class Attempt:
         job = self.job
         try:
             self.saver.settle()
+            if dist.is_initialized():
+                dist.barrier()
+            checkpoint.load_weights(self.model, _best(self.checkpoints, self.progress))
+            result = {**_final(self.model, self.data, self.workers, job, self.progress),
+                      "first_step_seconds": round(self.first_step, 2)}
+            if self.workers.rank == 0:
+                bundle.save(job.run, "bundle", checkpoint.weights(self.model), experiment=job.experiment.plain(),
+                            spec=self.spec, state=job.prepared.state, metrics=result["metrics"], run=job.name)
+                job.run.write("result.json", json.dumps(result).encode())
         except OSError as error:
-            raise Unwritable(f"the best weights could not be written to {self.checkpoints.uri}: {error}. Make room, or "
-                             "bring storage back; then --resume goes on from the last whole checkpoint") from None
-        if dist.is_initialized():
-            dist.barrier()
-        checkpoint.load_weights(self.model, _best(self.checkpoints, self.progress))
-        result = {**_final(self.model, self.data, self.workers, job, self.progress),
-                  "first_step_seconds": round(self.first_step, 2)}
-        if self.workers.rank == 0:
-            bundle.save(job.run, "bundle", checkpoint.weights(self.model), experiment=job.experiment.plain(),
-                        spec=self.spec, state=job.prepared.state, metrics=result["metrics"], run=job.name)
-            job.run.write("result.json", json.dumps(result).encode())
+            raise Unwritable(f"{job.run.uri} could not be read or written at the end: {error}. Make room, or bring "
+                             "storage back; then --resume goes on from the last checkpoint") from error
         if dist.is_initialized():
             dist.barrier()
         return result
@@ -406,7 +427,7 @@ class Saver:
             if self.refused == REFUSALS:
                 raise Unwritable(f"{told}; it is the {REFUSALS}rd in a row. Make room, or bring storage back; then "
                                  "--resume goes on from the last whole checkpoint") from None
-            self.job.tell({"event": "note", "text": f"{told}; training goes on, and the next one is tried"})
+            self.job.tell({"event": "note", "text": f"{told}; the next one is tried"})
         else:
             self.refused = 0
 

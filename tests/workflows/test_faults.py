@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from tests.faults import finish, launch, said, wait_until
+from workflows.console import Line
+from workflows.train import _why
+from workflows.worker import Unwritable
 
 COMMON = ["training.epochs=2", "training.checkpoint_steps=10", "training.batch_size=64", "workers.cpus=1",
           "model.hidden_size=32"]
@@ -136,6 +140,45 @@ def test_a_full_disk_costs_no_whole_checkpoint_and_no_point(for_good, alone, tmp
     result = finish(start(tmp_path, f"storage={small_disk}/runs", "--resume") if for_good else process, tmp_path)
     assert weights(result) == weights(undisturbed)
     assert points(tmp_path, result) == points(folder, undisturbed)
+
+
+def test_a_process_in_which_nothing_moves_ends_itself_and_says_so_before():
+    script = ("import time; from workflows.worker import Watchdog\n"
+              "dog = Watchdog(2, lambda event: print(event['text'], flush=True))\n"
+              "for _ in range(30): dog.moved(); time.sleep(0.1)\n"
+              "dog.rest(); time.sleep(3); print('rested', flush=True); dog.moved(); time.sleep(60)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and "most recent call first" in done.stderr
+    rested, note = done.stdout.splitlines()
+    assert rested == "rested" and "has not moved for 1.6 s; at 2 s it is ended and replaced (workers.timeout)" in note
+
+
+def test_a_stop_is_heard_however_late_the_answers_come(monkeypatch):
+    """Events are told at every step, and the answer to each is asked for at once."""
+    box = SimpleNamespace(asked=False, told=0)
+    box.put = SimpleNamespace(remote=lambda event: (box.told, box.asked))
+    monkeypatch.setattr("ray.get", lambda replies: [asked for _, asked in replies])
+    monkeypatch.setattr("ray.wait", lambda replies, num_returns, timeout: (
+        [r for r in replies if r[0] < box.told - 2], [r for r in replies if r[0] >= box.told - 2]))
+    line = Line(box)
+    for box.told in range(20):
+        box.asked = box.told >= 10
+        line({"event": "step"})
+        assert line.stops() == (box.told >= 13)
+    assert line.stops()
+
+
+def test_what_lost_the_workers_is_told_and_not_what_followed_from_it():
+    from ray.exceptions import OutOfMemoryError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    peer = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "")
+    own = UserExceptionWithTraceback(KeyError("lost"), "")
+    gone = WorkerHealthCheckFailedError("A worker health check failed.", OutOfMemoryError("it was killed:\n SIGKILL"))
+    full = UserExceptionWithTraceback(Unwritable("no room"), "")
+    assert "at last worker 1: KeyError: 'lost'. --resume" in _why({0: peer, 1: own}, 3)
+    assert "more than 3 times (workers.failures); at last worker 1: OutOfMemoryError" in _why({0: peer, 1: gone}, 3)
+    assert "killed: SIGKILL" in _why({0: peer, 1: gone}, 3) and "(workers.failures=0)" in _why({0: own}, 0)
+    assert _why({0: full, 1: gone}, 3) == "no room"
 
 
 STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state

@@ -79,6 +79,37 @@ def test_a_killed_run_is_ended_on_record_and_one_that_goes_on_is_left_alone(tmp_
     assert delivered == steps(spool(tmp_path), "train/step_loss")
 
 
+def test_a_run_that_was_killed_after_its_training_is_resumed_though_its_record_is_delivered(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    process = start(tmp_path, uri, "training.epochs=1")
+    wait_until(lambda: list(tmp_path.glob("runs/*/result.json")), tmp_path)
+    process.kill()
+    process.wait()
+    assert not list(tmp_path.glob("runs/*/report.html"))              # or it was at its end
+    assert len(sync(str(tmp_path / "runs"))[1]["delivered"]) == 1
+    result = finish(start(tmp_path, uri, "training.epochs=1", "--resume"), tmp_path)
+    client = connect(uri)
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED" and "test/mse" in run.data.metrics
+    assert {"report.html", "bundle"} <= {a.path for a in client.list_artifacts(result["run_id"])}
+
+
+def test_what_mlflow_refuses_is_not_called_delivered(tmp_path):
+    from workflows.tracking import Tracker
+    uri, run = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "runs" / "demand-1"
+    run.mkdir(parents=True)
+    (run / "experiment.yaml").write_text(f"tracking: {{uri: '{uri}'}}")
+    (run / "gone").write_text("")
+    tracker = Tracker("http://127.0.0.1:9", run / "tracking.jsonl")
+    tracker.begin("demand-1", experiment="demand", run_name="demand-1", params={}, tags={})
+    tracker.artifact("demand-1", run / "gone")
+    tracker.end("demand-1", "FINISHED")
+    tracker.close(0.1)
+    (run / "gone").unlink()
+    done, _ = sync(str(tmp_path / "runs"))
+    assert done.exit_code == 1 and "MLflow refused 1 records: artifact of run 'demand-1'" in done.stderr
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
     done, _ = sync(str(tmp_path))
     assert done.exit_code == 2 and "neither a run nor a folder of runs" in done.stderr
