@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def launch(folder: Path, words: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a command that knows no Ray but its own; what it says goes to the end of `folder`/stderr."""
+def launch(folder: Path, words: Sequence[str], address: str = "") -> subprocess.Popen[str]:
+    """Start a command that knows no Ray but its own, or the one at `address`; what it says goes to `folder`/stderr."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    if address:
+        environment["RAY_ADDRESS"] = address
     with open(folder / "stderr", "a") as errors:
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
 

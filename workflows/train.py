@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from workflows.worker import Job
 
 
+DELIVERY = 30.0               # seconds that the end of a run waits for MLflow
 FOREVER = 10 * 365 * 86400    # seconds
 FAILED = "failed.json"        # in a run's folder: an error that another attempt would meet again
 
@@ -144,7 +145,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
         result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri,
-                  "run_id": tracker.run_id(name, timeout=30)}
+                  "run_id": tracker.run_id(name, timeout=DELIVERY)}
         run.write("result.json", json.dumps(result).encode())
         leave(result, experiment, prepared, cached, run, tracker, name)
         result["report"] = report(run, tracker, name)
@@ -154,7 +155,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         raise
     finally:
         tracker.end(name, status)
-        if not tracker.close(timeout=30):
+        if not tracker.close(timeout=DELIVERY):
             console.undelivered(tracker.problem(), spool_of(run), run.uri)
     console.result(result)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -251,3 +252,31 @@ def test_workers_one_killed_end_in_the_same_weights(begin, count, more, tmp_path
     whole = finish(begin(folders[0], *more, f"workers.count={count}"), folders[0])
     broken = killed_worker_run(begin(folders[1], *more, f"workers.count={count}"), folders[1], count)
     assert weights(broken) == weights(whole)
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of two nodes with a CPU each."""
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
+    def begins():
+        """The number of workers, each time that training has begun."""
+        return [int(n) for n in re.findall(r" rows an epoch, (\d+) worker", (tmp_path / "stderr").read_text())]
+
+    process = launch(tmp_path, command(tmp_path, "training.epochs=2000", "workers.count=[1, 2]"), nodes.address)
+    wait_until(lambda: begins() == [2], tmp_path, 300)
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    wait_until(lambda: begins()[-1] == 1, tmp_path, 300)
+    nodes.add_node(num_cpus=1)
+    wait_until(lambda: begins()[-1] == 2, tmp_path, 300)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143 and "--resume demand-" in said(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import mido
@@ -14,8 +15,7 @@ from click.testing import CliRunner
 
 from workflows.__main__ import main
 from workflows.evaluate import evaluate
-from workflows.loop import Stopped
-from workflows.stopping import Interrupted
+from workflows.stopping import Interrupted, Stop
 from workflows.train import train
 
 
@@ -93,24 +93,14 @@ def test_a_stopped_stateful_run_ends_in_the_same_weights(folder, book, text, mon
     steps = text["steps"]
     for place in (steps // 2, steps // 3 * 2 + 1):                  # in the middle of epochs: lanes have states
         asked = iter([False] * (place - 1) + [True])
-        monkeypatch.setattr("workflows.train._interruptible", _stopping(asked))
+        stop = Stop()
+        monkeypatch.setattr(Stop, "__call__", lambda self, asked=asked: next(asked, False))
+        monkeypatch.setattr("workflows.train.listening", lambda stop=stop: nullcontext(stop))
         with pytest.raises(Interrupted):
             train({**book, "name": f"stopped-{place}"}, progress=False)
         monkeypatch.undo()
         again = train({**book, "name": f"stopped-{place}"}, resume="latest", progress=False)
         assert weights(again) == weights(text)
-
-
-def _stopping(asked):
-    from contextlib import contextmanager
-
-    @contextmanager
-    def interruptible(job):
-        try:
-            yield lambda: next(asked, False)
-        except Stopped:
-            raise Interrupted("stopped") from None
-    return interruptible
 
 
 def test_streamed_lanes_end_in_the_weights_of_cached_ones(book, text):
