@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class Console:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.epochs = self.rows = 0
+        self.epoch_metrics: list[Mapping[str, float]] = []
+        self.streams = False
         self.since = time.monotonic()
 
     def __enter__(self) -> Console:
@@ -73,7 +76,7 @@ class Console:
         getattr(self, f"_{event['event']}")(event)
 
     def _start(self, event: dict[str, Any]) -> None:
-        self.epochs, self.rows = event["epochs"], event["rows"]
+        self.epochs, self.rows, self.streams = event["epochs"], event["rows"], event["streams"]
         self.say(f"{event['parameters']:,} parameters, {self.rows:,} rows an epoch, {event['workers']} "
                  f"worker{'s' if event['workers'] > 1 else ''}{', streamed' if event['streams'] else ''}"
                  + (f", from step {event['step']}" if event["step"] else ""))
@@ -94,6 +97,7 @@ class Console:
 
     def _epoch(self, event: dict[str, Any]) -> None:
         metrics = event["metrics"]
+        self.epoch_metrics.append(metrics)
         names = dict.fromkeys(("train/loss", "validation/loss", f"validation/{event['primary']}"))
         shown = [f"{name} {metrics[name]:.4g}" for name in names]
         self.say(f"epoch {event['epoch']}/{self.epochs}  {'  '.join(shown)}  "
@@ -103,8 +107,10 @@ class Console:
             self.bar.reset(self.task, total=self.rows, epoch=f"{min(event['epoch'] + 1, self.epochs)}/{self.epochs}")
 
     def result(self, result: dict[str, Any]) -> None:
-        """The final table: the model beside the baselines."""
+        """The final table: the model beside the baselines; before it, why training was slow, if it was."""
         self._end_bar()
+        if slow := diagnosis(self.epoch_metrics, streams=self.streams):
+            self.say(slow)
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
         self._places(result)
@@ -217,6 +223,34 @@ def metrics_table(methods: dict[str, dict[str, float]], more: dict[str, dict[str
         made.add_row(method, *(f"{values[n]:.4f}" if n in values else "" for n in names),
                      *(column.get(method, "") for column in more.values()))
     return made
+
+
+MUCH = 25.0                   # percent of the time, or more than the median worker, that is worth a word
+REMEDIES = {
+    "data": ("waiting for data", "larger batches, or more workers, prepare it faster"),
+    "streamed data": ("waiting for data", "a larger dataset.cache_bytes keeps all of it in memory"),
+    "communication": ("exchanges between workers", "fewer workers, or a larger training.batch_size, exchange less"),
+    "checkpoint": ("writing checkpoints", "a larger training.checkpoint_steps writes fewer"),
+}
+
+
+def diagnosis(epochs: Sequence[Mapping[str, float]], *, streams: bool) -> str:
+    """What made training slow, in one line, from the metrics of its epochs; empty where computing took the time."""
+    if not epochs:
+        return ""
+    shares = {part: statistics.median(e.get(f"time/{part}_percent", 0.0) for e in epochs)
+              for part in ("data", "communication", "checkpoint")}
+    worst = max(shares, key=lambda part: shares[part])
+    said = []
+    if shares[worst] >= MUCH:
+        what, remedy = REMEDIES["streamed data" if streams and worst == "data" else worst]
+        said.append(f"{shares[worst]:.0f} % of the time went into {what}; {remedy}")
+    uneven = statistics.median(e.get("time/slowest_worker_percent", 0.0) for e in epochs)
+    ranks = {e.get("time/slowest_worker") for e in epochs}
+    if uneven >= MUCH and len(ranks) == 1:
+        said.append(f"worker {ranks.pop():.0f} computes {uneven:.0f} % longer than the median worker, and all wait for "
+                    "it: its machine is slower, or busy with something else")
+    return f"slow: {'; '.join(said)}" if said else ""
 
 
 class _Mailbox:

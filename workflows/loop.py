@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -111,6 +111,8 @@ class Workers:
         """The sum of x over workers, on the CPU; x may be a float64 or int64 tensor."""
         if self.world == 1:
             return x.cpu()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)      # what it still computes is no exchange, and waited for anyway
         start = time.perf_counter()
         x = x.to(self.device, copy=True)
         dist.all_reduce(x)
@@ -241,7 +243,8 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
                 break
         elif saves or stops:
             meter.total(progress)
-            hooks.save(progress, False)
+            with meter.saving():
+                hooks.save(progress, False)
         if stops and following is not None:
             raise Stopped
         step = following
@@ -385,7 +388,8 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
     progress.epoch, progress.place = progress.epoch + 1, (0, 0)
     progress.epoch_rows = progress.epoch_checksum = 0
     progress.epoch_loss = progress.epoch_weight = 0.0
-    hooks.save(progress, better)
+    with meter.saving():
+        hooks.save(progress, better)
     hooks.epoch(metrics, progress)
 
 
@@ -421,25 +425,43 @@ def _mixed(*numbers: int) -> int:
 
 
 class _Meter:
-    """Sums of this worker since the last look, and times."""
+    """Sums of this worker since the last look, and times.
+
+    Seconds are counted from the start of training: `waited` for data, `saved` on checkpoints, and ``workers.seconds``
+    in exchanges; a look takes the difference from a mark. Exchanges of gradients go on beside the backward pass, so
+    that their seconds may be compute, too.
+    """
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
         self.device_sums = torch.zeros(2, dtype=torch.float64, device=workers.device)    # loss, weight: to be reduced
         self.logged = torch.zeros(2, dtype=torch.float64, device=workers.device)
         self.rows = self.checksum = 0
-        self.waited, self.steps, self.log_rows, self.epoch_rows = 0.0, 0, 0, 0
+        self.waited = self.saved = 0.0
+        self.told_saved = 0.0                            # of `saved`, what epochs have told
+        self.steps, self.log_rows, self.epoch_rows = 0, 0, 0
         self.restart()
 
     def restart(self) -> None:
         """Begin the clocks of an epoch."""
         self.epoch_start, self.epoch_rows = time.perf_counter(), 0
         self.started_total = self.epoch_start
+        self.epoch_mark = self._mark()
         self._clocks()
 
+    def _mark(self) -> tuple[float, float, float]:
+        return self.waited, self.workers.seconds, self.saved
+
     def _clocks(self) -> None:
-        self.start, self.waited, self.steps, self.log_rows = time.perf_counter(), 0.0, 0, 0
-        self.workers.seconds = 0.0
+        self.start, self.steps, self.log_rows = time.perf_counter(), 0, 0
+        self.log_mark = self._mark()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """While a checkpoint is written."""
+        start = time.perf_counter()
+        yield
+        self.saved += time.perf_counter() - start
 
     def add(self, loss: Tensor, weight: Tensor, step: Step) -> None:
         pair = torch.stack([loss, weight])
@@ -453,13 +475,14 @@ class _Meter:
 
     def since(self) -> dict[str, float]:
         """Loss, speed and times a step since the last call; on every worker, as it reduces."""
-        exchanged = self.workers.seconds
+        waited, exchanged, saved = (now - then for now, then in zip(self._mark(), self.log_mark, strict=True))
         loss, weight = self.workers.sum(self.logged).tolist()
         seconds = time.perf_counter() - self.start
         per_step = 1000 / max(1, self.steps)
         out = {"train/step_loss": loss / max(weight, 1e-12), "train/rows_per_second": self.log_rows / seconds,
-               "time/data_ms": self.waited * per_step, "time/communication_ms": exchanged * per_step,
-               "time/compute_ms": max(0.0, seconds - self.waited - exchanged) * per_step}
+               "time/data_ms": waited * per_step, "time/communication_ms": exchanged * per_step,
+               "time/checkpoint_ms": saved * per_step,
+               "time/compute_ms": max(0.0, seconds - waited - exchanged - saved) * per_step}
         self.logged.zero_()
         self._clocks()
         return out
@@ -479,9 +502,29 @@ class _Meter:
         self.started_total = now
 
     def epoch(self) -> dict[str, float]:
-        """Speed of the epoch, validation included in neither rows nor seconds."""
+        """Speed of the epoch, and where its time went on all workers; on every worker, as it reduces.
+
+        Validation is included in neither rows nor seconds. The checkpoint of an epoch's end counts for the next one.
+        """
         seconds = max(1e-9, self.started_total - self.epoch_start)
-        return {"train/epoch_seconds": seconds, "train/epoch_rows_per_second": self.epoch_rows / seconds}
+        waited, exchanged, _ = (now - then for now, then in zip(self._mark(), self.epoch_mark, strict=True))
+        before = self.epoch_mark[2] - self.told_saved
+        saved, self.told_saved = self.saved - self.told_saved, self.saved
+        computed = max(0.0, seconds + before - waited - exchanged - saved)
+        told = torch.zeros(3 + self.workers.world, dtype=torch.float64)
+        told[:3] = torch.tensor([waited, exchanged, saved])
+        told[3 + self.workers.rank] = computed
+        told = self.workers.sum(told)
+        each = told[3:]
+        whole = max(1e-9, float(told.sum()))
+        parts = dict(zip(("data", "communication", "checkpoint", "compute"), [*told[:3].tolist(), float(each.sum())],
+                         strict=True))
+        out = {"train/epoch_seconds": seconds, "train/epoch_rows_per_second": self.epoch_rows / seconds,
+               **{f"time/{name}_percent": 100 * part / whole for name, part in parts.items()}}
+        if self.workers.world > 1:
+            out["time/slowest_worker"] = float(each.argmax())
+            out["time/slowest_worker_percent"] = 100 * (float(each.max()) / max(1e-9, float(each.median())) - 1)
+        return out
 
 
 def _wrap(x: int) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import fsspec
@@ -199,6 +200,43 @@ def test_ctrl_c_stops_epochs_of_a_single_step(folder):
         with pytest.raises(Interrupted, match=r"demand.yaml --resume demand-\S+ .*training.batch_size=100000"):
             train(None, overrides=overrides(folder, "training.epochs=9", "training.batch_size=100000"), progress=False)
     assert len(calls) == 3
+
+
+def slow_data(patched):
+    from datasets.ingest import Ingest
+    cut = Ingest._cut
+    patched.setattr(Ingest, "_cut", lambda *told: (time.sleep(0.02), cut(*told))[1])
+
+
+def slow_storage(patched):
+    from datasets.storage import Storage
+    write = Storage.write
+    patched.setattr(Storage, "write", lambda *told: (time.sleep(0.02), write(*told))[1])
+
+
+@pytest.mark.parametrize(("slow", "part", "said"), [
+    (slow_data, "data", "of the time went into waiting for data; larger batches"),
+    (slow_storage, "checkpoint", "of the time went into writing checkpoints; a larger training.checkpoint_steps")])
+def test_a_slow_run_says_why(slow, part, said, folder, capfd):
+    with pytest.MonkeyPatch.context() as patched:
+        slow(patched)
+        result = train(None, overrides=overrides(folder, "name=slow", "training.checkpoint_steps=5"))
+    assert said in " ".join(capfd.readouterr().err.split())
+    client, run_id = record(folder, result["run_id"])
+    shares = {name: value for name, value in client.get_run(run_id).data.metrics.items() if name.endswith("_percent")}
+    assert shares[f"time/{part}_percent"] > 25
+    assert sum(v for k, v in shares.items() if k.startswith("time/")) == pytest.approx(100)
+
+
+def test_an_uneven_host_is_named():
+    from workflows.console import diagnosis
+    even = {"time/data_percent": 3.0, "time/communication_percent": 20.0, "time/checkpoint_percent": 1.0}
+    assert diagnosis([even], streams=True) == "" == diagnosis([], streams=True)
+    uneven = {**even, "time/slowest_worker": 2.0, "time/slowest_worker_percent": 80.0}
+    assert "slow: worker 2 computes 80 % longer than the median worker" in diagnosis([uneven] * 2, streams=True)
+    assert diagnosis([uneven, {**uneven, "time/slowest_worker": 1.0}], streams=True) == ""        # now one, now another
+    waits = {**even, "time/communication_percent": 60.0, "time/data_percent": 61.0}
+    assert "a larger dataset.cache_bytes" in diagnosis([waits], streams=True)
 
 
 def test_evaluate_gives_the_metrics_of_the_run(folder, result):
