@@ -359,7 +359,7 @@ def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Block
     system, path = open_input(uri)
     with pq.ParquetFile(system.open_input_file(path)) as file:
         wanted = _checked(uri, file.schema_arrow.names, columns)
-        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file.metadata, wanted))))
+        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file.metadata))))
         row = 0
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             bad: Bad = {}
@@ -368,12 +368,9 @@ def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Block
             row += len(batch)
 
 
-def _memory(told: pq.FileMetaData, wanted: Collection[str]) -> int:
-    """Bytes of these columns, decompressed."""
-    chunks = [group.column(i) for number in range(told.num_row_groups) for group in [told.row_group(number)]
-              for i in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks
-               if chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted)
+def _memory(told: pq.FileMetaData) -> int:
+    """Bytes of all columns, decompressed. To ask a damaged file for those of one column may end the process."""
+    return sum(told.row_group(number).total_byte_size for number in range(told.num_row_groups))
 
 
 def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
@@ -452,7 +449,8 @@ def _json_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
             wanted = _checked(uri, list(dict.fromkeys(key for row in told for key in row)), columns)
         names = wanted or columns
         if names is None:
-            raise ValueError(f"{uri}, row {numbers[0] + 1}: {bad[0]['reason']}; give one JSON object a line")
+            reason = bad[0]["reason"] if 0 in bad else "an object without keys"
+            raise ValueError(f"{uri}, row {numbers[0] + 1}: {reason}; give one JSON object a line")
         for place, row in enumerate(rows):
             absent = [name for name in names if name not in row]
             if absent and place not in bad:

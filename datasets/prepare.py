@@ -195,10 +195,13 @@ def load(target: Storage) -> Prepared:
         ValueError: a file is missing or its bytes are not what the manifest says.
     """
     try:
-        manifest = json.loads(target.read("manifest.json"))
-    except ValueError as error:
-        raise ValueError(f"{target.uri}/manifest.json: prepared data is damaged ({error}); delete {target.uri} and "
-                         "prepare again") from None
+        return _loaded(target, json.loads(target.read("manifest.json")))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{target.uri}/manifest.json: prepared data is damaged ({type(error).__name__}: {error}); "
+                         f"delete {target.uri} and prepare again") from None
+
+
+def _loaded(target: Storage, manifest: dict[str, Any]) -> Prepared:
     parts = {}
     for name, part in manifest["parts"].items():
         data = _checked(target, part["index"])

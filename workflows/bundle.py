@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import models
 from models.sequence import SequenceModel
 from workflows.checkpoint import Folder, load_weights, read_files, write_files
@@ -52,11 +54,31 @@ def load(folder: Folder, name: str = "") -> Bundle:
     files = read_files(folder, name)
     if not {"bundle.json", "model.safetensors"} <= files.keys():
         raise ValueError(f"{where}: not a bundle: bundle.json or model.safetensors is not in its manifest")
-    told = json.loads(files["bundle.json"])
-    if told.get("format") != FORMAT:
-        raise ValueError(f"{where}: bundle format {told.get('format')!r}; this version of Rondo reads {FORMAT}")
-    model: SequenceModel = models.build(told["spec"], told["experiment"]["model"], told["experiment"]["task"])
-    if told["experiment"].get("training", {}).get("precision") == "fp64":
-        model.double()
-    load_weights(model, files["model.safetensors"])
-    return Bundle(told["experiment"], told["spec"], told["state"], told["metrics"], told["run"], model.eval())
+    try:
+        told = json.loads(files["bundle.json"])
+        if told.get("format") != FORMAT:
+            raise ValueError(f"bundle format {told.get('format')!r}; this version of Rondo reads {FORMAT}")
+        parts = told["spec"], told["experiment"]["model"], told["experiment"]["task"]
+        with torch.device("meta"):                     # in no memory: what is told may be of any size
+            _check_shapes(models.build(*parts), files["model.safetensors"])
+        model: SequenceModel = models.build(*parts)
+        if told["experiment"].get("training", {}).get("precision") == "fp64":
+            model.double()
+        load_weights(model, files["model.safetensors"])
+        return Bundle(told["experiment"], told["spec"], told["state"], told["metrics"], told["run"], model.eval())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except Exception as error:                         # a bundle is made by whoever gave it
+        raise ValueError(f"{where}: bundle.json does not describe a model ({type(error).__name__}: {error}); use "
+                         "another copy") from error
+
+
+def _check_shapes(model: SequenceModel, weights: bytes) -> None:
+    """Raise ValueError if the weights are not those of such a model."""
+    header = json.loads(weights[8:8 + int.from_bytes(weights[:8], "little")])       # the format of safetensors
+    found = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if found != wanted:
+        differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise ValueError(f"the weights belong to another model: {differ[0]} is {found.get(differ[0], 'not there')}, "
+                         f"{wanted.get(differ[0], 'not wanted')} expected, and {len(differ) - 1} more differ")

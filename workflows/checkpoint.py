@@ -58,7 +58,9 @@ def read_files(folder: Folder, name: str = "") -> dict[str, bytes]:
     try:
         told = {file: (int(one["bytes"]), str(one["sha256"]))
                 for file, one in json.loads(folder.read(f"{prefix}manifest.json"))["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if any("/" in file or file in ("", ".", "..", "manifest.json") for file in told):
+            raise ValueError("a name that leads elsewhere")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise ValueError(f"{where}: no readable manifest.json; this is not a complete checkpoint or bundle") from None
     files = {}
     for file, (size, checksum) in told.items():
@@ -86,7 +88,7 @@ def load_weights(model: nn.Module, data: bytes) -> None:
     """
     try:
         model.load_state_dict(safetensors.torch.load(data))
-    except (RuntimeError, safetensors.SafetensorError) as error:
+    except (RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ValueError(f"the weights belong to another model: {error}") from None
 
 

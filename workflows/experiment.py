@@ -410,6 +410,9 @@ def _validate(section: str, model: type[BaseModel], given: dict[str, Any], probl
         seen = set()
         for one in error.errors():
             place = [str(p) for p in one["loc"]]
+            if not place:                              # of a key that is no text
+                problems.append(f"{section}: {one['msg']}")
+                continue
             key = place[0]
             if key in seen:
                 continue

@@ -636,12 +636,12 @@ def settled(spool: Path, uri: str | None = None, *, status: Status | None = None
     lines = spool.read_bytes().splitlines()
     last = _parse(lines[-1]) if lines else None
     try:
-        told = json.loads(spool.with_name(f"{spool.name}.ack").read_text())
+        told = json.loads(spool.with_name(f"{spool.name}.ack").read_bytes())
         if told["offset"] < spool.stat().st_size or (uri is not None and told["uri"] != mask(absolute(uri))):
             return False
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return last is not None and last["op"] == "end" and status in (None, last["status"])
+    return last is not None and last["op"] == "end" and status in (None, last.get("status"))
 
 
 def absolute(uri: str) -> str:
@@ -920,7 +920,7 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and "op" in record and "key" in record else None
 
 
 def _read(spool: Any, offset: int, limit: int) -> tuple[list[Record], int]:

@@ -1,6 +1,7 @@
 """Checkpoints and bundles: what is restored is what was saved, bit for bit, or it is refused."""
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -203,6 +204,16 @@ def test_reading_names_the_file_that_is_wrong(two):
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "", "manifest.json"])
+def test_a_manifest_names_no_file_elsewhere(tmp_path, name):
+    (tmp_path / "secret").write_bytes(b"text")
+    inside = Storage(tmp_path / "inside")
+    told = {"bytes": 4, "sha256": hashlib.sha256(b"text").hexdigest()}
+    inside.write("manifest.json", json.dumps({"format": 1, "files": {name: told}}).encode())
+    with pytest.raises(ValueError, match=r"no readable manifest\.json"):
+        read_files(inside)
+
+
 def test_weights_go_round_bit_for_bit_and_in_any_layout():
     model = nn.Linear(3, 2)
     model.weight = nn.Parameter(torch.randn(3, 2).T)        # not contiguous
@@ -247,6 +258,21 @@ def test_a_bundle_with_weights_of_another_model_is_refused(tmp_path):
     saved(Storage(tmp_path), make(hidden_size=16)[0])
     with pytest.raises(ValueError, match="the weights belong to another model"):
         bundle.load(Storage(tmp_path), "bundle")
+
+
+@pytest.mark.parametrize("change", [
+    lambda told: told["experiment"]["model"].update(hidden_size=10**12), lambda told: told.pop("spec"),
+    lambda told: told["spec"].update(frontend="../../os"), lambda told: told["experiment"]["model"].update(family="os"),
+    lambda told: told.update(experiment=[])], ids=["huge", "nothing told", "frontend", "family", "list"])
+def test_a_bundle_that_describes_something_else_is_refused_before_memory_is_taken(tmp_path, change):
+    folder = Storage(tmp_path)
+    saved(folder, make()[0])
+    files = read_files(folder, "bundle")
+    told = json.loads(files["bundle.json"])
+    change(told)
+    write_files(folder, "bundle", {**files, "bundle.json": json.dumps(told).encode()})
+    with pytest.raises(ValueError, match=r"bundle: "):
+        bundle.load(folder, "bundle")
 
 
 def test_a_bundle_of_another_format_is_refused(tmp_path):
