@@ -137,6 +137,7 @@ def test_the_same_seed_gives_the_same_metric_columns(found, tmp_path):
     assert again["verdict"] == first["verdict"] and again["differences"] == first["differences"]
 
 
+@pytest.mark.soak
 def test_a_comparison_killed_in_its_final_trainings_ends_in_the_same_figures(found, tmp_path):
     _, undisturbed = found
     (tmp_path / "small.yaml").write_text(json.dumps(told(tmp_path)))

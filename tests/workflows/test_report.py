@@ -232,7 +232,7 @@ def pages(tmp_path_factory):
     """Every case as a file: name -> path."""
     made = {}
     for case in CASES:
-        folder = tmp_path_factory.mktemp(case.__name__)
+        folder = tmp_path_factory.mktemp("pages") / f"{case.__name__}0"
         made[case.__name__] = report.write(save(folder, case()))
     return made
 

@@ -178,9 +178,9 @@ def test_what_population_based_training_cannot_change_is_refused(session, tmp_pa
 
 # --- schedulers and budgets ----------------------------------------------------------------------------------------
 
+@pytest.mark.soak
 @pytest.mark.parametrize("more", [
-    {"training.clip": 0.0}, pytest.param({"training.patience": 1}, marks=pytest.mark.soak),
-    pytest.param({}, marks=pytest.mark.soak)], ids=["nan", "patience", "time"])
+    {"training.clip": 0.0}, {"training.patience": 1}, {}], ids=["nan", "patience", "time"])
 def test_population_based_training_ends_when_trials_end_early(more, session, tmp_path):
     """Those that have come to an exchange wait for the others, of which one may never come."""
     rates = [1e-3, 2e-3, 1e30, 4e-3] if "training.clip" in more else [1e-3, 2e-3, 3e-3, 4e-3]

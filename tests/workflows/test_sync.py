@@ -79,6 +79,7 @@ def test_a_killed_run_is_ended_on_record_and_one_that_goes_on_is_left_alone(tmp_
     assert delivered == steps(spool(tmp_path), "train/step_loss")
 
 
+@pytest.mark.soak
 def test_a_run_that_was_killed_after_its_training_is_resumed_though_its_record_is_delivered(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     process = start(tmp_path, uri, "training.epochs=1")
