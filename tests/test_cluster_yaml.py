@@ -66,11 +66,14 @@ def test_a_misspelled_key_is_refused(config, place):
         check(config)
 
 
-def test_gpu_nodes_come_on_demand_and_go_when_idle(config):
+def test_nodes_come_on_demand_and_go_when_idle(config):
     nodes = dict(config["available_node_types"])
     head = nodes.pop(config["head_node_type"])
     assert "GPU" not in head["resources"]
-    assert all(node["resources"]["GPU"] >= 1 and node["min_workers"] == 0 for node in nodes.values())
+    assert all(node["min_workers"] == 0 for node in nodes.values())
+    assert {"GPU" in node["resources"] for node in nodes.values()} == {True, False}
+    assert all(node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for node in nodes.values())
+    assert sum(node["max_workers"] for node in nodes.values()) <= config["max_workers"]
     assert config["idle_timeout_minutes"] > 0 and config["provider"]["cache_stopped_nodes"] is False
 
 

@@ -335,7 +335,7 @@ def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: T
     mine = torch.stack([model.task.weight(b).double() for b in micro]).sum()
     whole, stops, saves = mine, hooks.stops(), hooks.saves()
     if workers.world > 1:
-        told = workers.sum(torch.stack([mine, mine.new_tensor(stops), mine.new_tensor(saves)]))
+        told = workers.sum(torch.cat([mine.reshape(1), mine.new_tensor([stops, saves])]))
         whole, stops, saves = told[0], bool(told[1] > 0), bool(told[2] > 0)
     whole = whole.clamp(min=1e-12)
     loss = torch.zeros((), dtype=torch.float64, device=workers.device)
