@@ -359,7 +359,7 @@ def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Block
     system, path = open_input(uri)
     with pq.ParquetFile(system.open_input_file(path)) as file:
         wanted = _checked(uri, file.schema_arrow.names, columns)
-        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file.metadata))))
+        rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file, wanted))))
         row = 0
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             bad: Bad = {}
@@ -368,9 +368,18 @@ def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Block
             row += len(batch)
 
 
-def _memory(told: pq.FileMetaData) -> int:
-    """Bytes of all columns, decompressed. To ask a damaged file for those of one column may end the process."""
-    return sum(told.row_group(number).total_byte_size for number in range(told.num_row_groups))
+def _memory(file: pq.ParquetFile, wanted: Collection[str]) -> int:
+    """Bytes of these columns, decompressed, about: their share is that of the first rows.
+
+    The metadata would tell it, but to ask a damaged file's for one column ends the process (pyarrow 25).
+    """
+    total: int = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
+    if not set(file.schema_arrow.names) <= set(wanted):
+        for first in file.iter_batches(batch_size=16):
+            sizes = {name: first.column(name).nbytes for name in first.schema.names}
+            own: int = sum(sizes[name] for name in wanted)
+            return total * own // max(1, sum(sizes.values()))
+    return total
 
 
 def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
