@@ -376,9 +376,8 @@ def _memory(file: pq.ParquetFile, wanted: Collection[str]) -> int:
     total: int = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
     if not set(file.schema_arrow.names) <= set(wanted):
         for first in file.iter_batches(batch_size=16):
-            sizes = {name: first.column(name).nbytes for name in first.schema.names}
-            own: int = sum(sizes[name] for name in wanted)
-            return total * own // max(1, sum(sizes.values()))
+            sizes: dict[str, int] = {name: first.column(name).nbytes for name in first.schema.names}
+            return total * sum(sizes[name] for name in wanted) // max(1, sum(sizes.values()))
     return total
 
 
