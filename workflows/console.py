@@ -303,9 +303,11 @@ class Line:
 def relay(console: Console) -> Iterator[Line]:
     """Shows here what workers tell elsewhere."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     kind: Any = ray.remote(_Mailbox)
-    box = kind.options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)      # others may go
+    box = kind.options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
 
     def watch() -> None:
