@@ -325,22 +325,15 @@ def relay(console: Console) -> Iterator[Line]:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
+    left = False
     try:
         yield Line(box)
     except KeyboardInterrupt:                          # workers that are left behind may still ask whether to stop
+        left = True
+        raise
+    finally:
         done.set()
-        raise
-    except BaseException:
-        _close(box, thread, done)
-        raise
-    else:
-        _close(box, thread, done)
-
-
-def _close(box: Any, thread: threading.Thread, done: threading.Event) -> None:
-    import ray
-
-    done.set()
-    thread.join(10)
-    kill: Any = ray.kill
-    kill(box)
+        if not left:
+            thread.join(10)
+            kill: Any = ray.kill
+            kill(box)

@@ -95,7 +95,7 @@ class Workers:
             raise ValueError(f"workers.count={self.count}: use one number, or [least, most] such as [2, 4]")
         if self.least < 1:
             raise ValueError(f"workers.count={self.count} is too small; use at least 1")
-        for key, low in {"gpus": 0, "failures": 0, "wait": 0, "timeout": 0}.items():
+        for key, low in {"gpus": 0, "failures": 0, "wait": 0}.items():
             if not getattr(self, key) >= low:
                 raise ValueError(f"workers.{key}={getattr(self, key)} is too small; use at least {low}")
         if self.timeout and not 1 <= self.timeout <= LONGEST:
