@@ -1,10 +1,12 @@
-"""Commands in processes of their own, for tests that watch and kill them."""
+"""Commands in processes of their own, for tests that watch and kill them, and faults at moments that a seed chooses."""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +18,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -49,6 +53,148 @@ def wait_until(what: Callable[[], T], folder: Path, seconds: float = 200) -> T:
 def said(folder: Path) -> str:
     """The end of what was said."""
     return (folder / "stderr").read_text()[-3000:]
+
+
+class Run:
+    """A training by tests/lineage.py: watched, hurt, and resumed when its driver is gone.
+
+    Attributes:
+        folder: of the log of steps, and of what it said.
+        storage: of the run.
+        process: the driver.
+        restarts: seconds between each fault and the first step of the attempt that followed it.
+    """
+
+    def __init__(self, folder: Path, storage: Path, overrides: Sequence[str]) -> None:
+        self.folder, self.storage, self.overrides = folder, storage, [*overrides, f"storage={storage}"]
+        self.log, self.restarts = folder / "steps", 0.0
+        self.log.touch()
+        self.launch()
+
+    def launch(self, *more: str) -> None:
+        os.environ["RONDO_TEST"] = str(self.folder)
+        self.process = launch(self.folder, [sys.executable, "-m", "tests.lineage", str(self.log), *more,
+                                            *self.overrides])
+
+    def finish(self) -> Any:
+        return finish(self.process, self.folder)
+
+    def step(self) -> int:
+        """The last that was trained."""
+        with open(self.log, "rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 10_000))
+            told = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+        return next((one["step"] for one in reversed(told) if "step" in one), 0)
+
+    def workers(self) -> list[psutil.Process]:
+        return [p for p in psutil.Process(self.process.pid).children(recursive=True)
+                if p.is_running() and "RayTrainWorker" in "".join(p.cmdline())]
+
+    def processes(self) -> list[psutil.Process]:
+        """All that it started and that still run, whoever their parents are now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RONDO_TEST") == str(self.folder) and process.pid != os.getpid():
+                    found.append(process)
+        return found
+
+    def newest(self) -> Path:
+        """Of the checkpoints that are complete."""
+        return max(self.storage.glob("*/checkpoints/step-*/manifest.json")).parent
+
+    def recover(self, size: int, *, resume: bool) -> None:
+        """Wait until an attempt that began after the log had `size` bytes has taken a step."""
+        if resume:
+            self.process.communicate(timeout=120)
+            self.launch("--resume")
+
+        def goes_on() -> bool:
+            with open(self.log, "rb") as file:
+                file.seek(size)
+                told = [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
+            began = [number for number, one in enumerate(told) if "begins" in one]
+            return bool(began) and "step" in told[-1]
+
+        wait_until(lambda: goes_on() or self.process.poll() is not None, self.folder)
+        assert goes_on(), f"it ended with {self.process.returncode}: {said(self.folder)}"
+
+
+class Injector:
+    """Faults of a run, at steps that a seed chooses.
+
+    Args:
+        seed: of the choice; run: to be hurt; faults: names of methods of this class, all of which are caused.
+        steps: of the whole run.
+    """
+
+    def __init__(self, seed: int, run: Run, faults: Sequence[str], steps: int) -> None:
+        self.random, self.run = random.Random(seed), run
+        moments = sorted(self.random.randrange(steps // 20, steps * 19 // 20) for _ in faults)
+        self.plan = list(zip(moments, self.random.sample(faults, len(faults)), strict=True))
+
+    def hurt(self) -> None:
+        """Cause all of them, each once the run has recovered from the one before; the run is not waited for."""
+        for step, fault in self.plan:
+            wait_until(lambda at=step: self.run.step() >= at, self.run.folder)                 # type: ignore[misc]
+            size, begin = self.run.log.stat().st_size, time.monotonic()
+            resume = getattr(self, fault)()
+            if resume is not None:
+                self.run.recover(size, resume=resume)
+                self.run.restarts += time.monotonic() - begin
+
+    # Each returns whether the run has to be resumed by hand; None: it is to go on as if nothing had happened.
+
+    def worker_killed(self) -> bool:
+        self.random.choice(self.run.workers()).kill()
+        return False
+
+    def worker_hangs(self) -> bool:
+        self.random.choice(self.run.workers()).suspend()
+        return False
+
+    def driver_killed(self) -> bool:
+        self.run.process.kill()
+        return True
+
+    def driver_told(self) -> bool:
+        self.run.process.send_signal(self.random.choice([signal.SIGTERM, signal.SIGINT]))
+        return True
+
+    def raylet_killed(self) -> bool:
+        self._kill("raylet/raylet")
+        return True
+
+    def record_killed(self) -> None:
+        """The process that writes the record."""
+        self._kill("ray::Tracker")
+
+    def checkpoint_damaged(self) -> bool:
+        """The newest checkpoint is cut short, and then needed."""
+        for worker in self.run.workers():
+            worker.suspend()                              # so that none newer is written
+        file = self.random.choice(sorted(self.run.newest().iterdir()))
+        file.write_bytes(file.read_bytes()[:-10])
+        return self.worker_killed()
+
+    def disk_full(self) -> None:
+        """Of storage, until that is noticed."""
+        before = (self.run.folder / "stderr").read_text().count("could be written")
+        filler = self.run.storage.parent / "filler"
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1024))
+        wait_until(lambda: (self.run.folder / "stderr").read_text().count("could be written") > before,
+                   self.run.folder)
+        filler.unlink()
+
+    def _kill(self, name: str) -> None:
+        for process in psutil.Process(self.run.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if name in " ".join(process.cmdline()):
+                    process.kill()
+                    return
+        raise AssertionError(f"no process {name}")
 
 
 class Server:

@@ -113,19 +113,6 @@ def test_a_worker_that_hangs_is_replaced_in_time_and_the_weights_are_the_same(un
     assert weights(finish(process, tmp_path)) == weights(undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of its own, of 40 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True,
-                          text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("for_good", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["a while", "for good"])
 def test_a_full_disk_costs_no_whole_checkpoint_and_no_point(for_good, alone, tmp_path, small_disk):
     undisturbed, folder = alone
@@ -276,7 +263,7 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
     process = launch(tmp_path, command(tmp_path, "training.epochs=2000", "workers.count=[1, 2]"), nodes.address)
     wait_until(lambda: begins() == [2], tmp_path, 300)
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-    wait_until(lambda: begins()[-1] == 1, tmp_path, 300)
+    wait_until(lambda: begins()[-1] == 1, tmp_path, 300)          # Ray Train looks for more after 60 s
     nodes.add_node(num_cpus=1)
     wait_until(lambda: begins()[-1] == 2, tmp_path, 300)
     process.send_signal(signal.SIGTERM)
