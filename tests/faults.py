@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +24,10 @@ import psutil
 T = TypeVar("T")
 
 
-def launch(folder: Path, words: Sequence[str], address: str = "") -> subprocess.Popen[str]:
-    """Start a command that knows no Ray but its own, or the one at `address`; what it says goes to `folder`/stderr."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
-    if address:
-        environment["RAY_ADDRESS"] = address
+def launch(folder: Path, words: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command, which by itself knows no Ray but its own; what it says goes to `folder`/stderr."""
+    if environment is None:
+        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
     with open(folder / "stderr", "a") as errors:
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
 

@@ -125,6 +125,11 @@ def _started() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
+def several_nodes() -> bool:
+    """Whether this process has a Ray of more than one node."""
+    return _started() and sum(node["Alive"] for node in sys.modules["ray"].nodes()) > 1
+
+
 def _check(workers: Workers, total: dict[str, Any], said: str) -> None:
     needs = {"CPU": workers.least * (workers.cpus or 1), "GPU": workers.least * workers.gpus}
     short = [kind for kind, need in needs.items() if total[kind] is not None and need > total[kind]]

@@ -97,11 +97,18 @@ def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepar
         dataset: where it is not simply the one that the experiment describes.
 
     Raises:
-        ValueError: what is wrong with the data.
+        ValueError: what is wrong with the data, or which node does not reach it.
     """
+    from datasets.prepare import cache_key
     from datasets.prepare import prepare as make
-    return make(dataset or dataset_of(experiment), Storage(experiment.storage) / "prepared",
-                shard_bytes=storing_of(experiment).shard_bytes, limit=experiment.quarantine.limit)
+
+    dataset, storage = dataset or dataset_of(experiment), Storage(experiment.storage)
+    if cluster.several_nodes():
+        from workflows.nodes import check_reach
+        made = storage.exists(f"prepared/{cache_key(dataset)}/manifest.json")
+        check_reach(storage, [] if made else [source.uri for source in dataset.sources()])
+    return make(dataset, storage / "prepared", shard_bytes=storing_of(experiment).shard_bytes,
+                limit=experiment.quarantine.limit)
 
 
 def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[Any]]:
@@ -196,27 +203,31 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
         ValueError, Diverged: what a worker met, and would meet again. Lost: workers failed too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    from workflows.nodes import Meeting
 
     wanted = job.experiment.workers
     count = tuple(wanted.count) if isinstance(wanted.count, list) else wanted.count
     patience = int(wanted.timeout) or FOREVER
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)     # of a process that does not answer
+    if wanted.least == wanted.most:                           # else it goes on with fewer after Ray Train's own 60 s
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(max(60.0, wanted.wait))    # for nodes that were lost
     resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
     job.run.remove(FAILED)
     trainer = TorchTrainer(
-        _attempt, train_loop_config={"job": job, "work": work}, torch_config=TorchConfig(timeout_s=patience),
+        _attempt, train_loop_config={"job": job, "work": work}, torch_config=Meeting(timeout_s=patience),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
-                             failure_config=FailureConfig(max_failures=wanted.failures)))
+                             failure_config=FailureConfig(wanted.failures, controller_failure_limit=wanted.failures)))
     try:
         trainer.fit()
     except TrainingFailedError as error:
         _raise_failed(job.run)
-        if isinstance(error, WorkerGroupError):
-            raise Lost(_why(error.worker_failures, wanted.failures)) from error
-        raise
+        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {
+            0: getattr(error, "controller_failure", error)}
+        raise Lost(_why(failures, wanted.failures)) from error
     _raise_failed(job.run)
 
 

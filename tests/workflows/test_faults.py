@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -260,7 +261,8 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
         """The number of workers, each time that training has begun."""
         return [int(n) for n in re.findall(r" rows an epoch, (\d+) worker", (tmp_path / "stderr").read_text())]
 
-    process = launch(tmp_path, command(tmp_path, "training.epochs=2000", "workers.count=[1, 2]"), nodes.address)
+    process = launch(tmp_path, command(tmp_path, "training.epochs=2000", "workers.count=[1, 2]"),
+                     {**os.environ, "RAY_ADDRESS": nodes.address})
     wait_until(lambda: begins() == [2], tmp_path, 300)
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
     wait_until(lambda: begins()[-1] == 1, tmp_path, 300)          # Ray Train looks for more after 60 s

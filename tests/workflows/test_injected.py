@@ -15,7 +15,7 @@ from tests.lineage import lineage
 from workflows.tracking import connect
 
 ROWS, BATCH = 14_600, 64                                   # of the default data
-EPOCHS = 60
+EPOCHS = 40
 FEW = ["worker_killed", "driver_killed", "checkpoint_damaged"]
 MANY = 4 * ["worker_killed"] + 3 * ["driver_killed"] + 3 * ["driver_told"] + 2 * [
     "worker_hangs", "raylet_killed", "record_killed", "checkpoint_damaged", "disk_full"]
@@ -86,5 +86,5 @@ def test_a_training_that_is_hurt_ends_as_one_that_is_not(faults, epochs, place, 
         assert seconds - run.restarts < 1.5 * undisturbed
 
     assert set(Path("/dev/shm").iterdir()) <= shared
-    assert [p.name for p in place.iterdir()] == ["ray"]      # logs of sessions
+    assert {p.name.partition("_")[0] for p in place.iterdir()} <= {"ray", "torchinductor"}       # logs, and a cache
     assert not list(disk.rglob("*.tmp"))

@@ -1,0 +1,111 @@
+"""Two hosts in one: network namespaces with addresses of their own, and a second that does not see the first's files."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tests.faults import wait_until
+
+BIN = Path(sys.executable).parent
+FIRST, SECOND = "10.231.0.1", "10.231.0.2"
+# A command of the second host: `folder` is empty there but for folder/shared, and /dev/shm, the object store's, is its own.
+ALONE = """
+mount --bind {folder}/shared /mnt && mount -t tmpfs tmpfs {folder} && mount -t tmpfs tmpfs /dev/shm &&
+mkdir {folder}/shared && mount --bind /mnt {folder}/shared && exec "$@"
+"""
+
+
+class Hosts:
+    """Two connected hosts, each a node of one Ray cluster with a CPU.
+
+    Attributes:
+        folder: of the first host; folder/shared is of both.
+        environment: of all commands.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rondo"))              # short: names of sockets have 107 characters
+        (self.folder / "shared").mkdir()
+        (self.folder / "stderr").touch()
+        names = f"rondo{os.getpid()}"
+        self.names, self.started = (f"{names}a", f"{names}b"), list[subprocess.Popen[bytes]]()
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                            "HOME": str(self.folder / "shared"), "RAY_ADDRESS": f"{FIRST}:6379"}
+
+    def connect(self) -> None:
+        """Make the hosts and the wire between them.
+
+        Raises:
+            OSError: it may not be done here.
+        """
+        one, other = self.names
+        for words in (["netns", "add", one], ["netns", "add", other],
+                      ["link", "add", "wire", "netns", one, "type", "veth", "peer", "name", "wire", "netns", other],
+                      ["-n", one, "address", "add", f"{FIRST}/24", "dev", "wire"],
+                      ["-n", other, "address", "add", f"{SECOND}/24", "dev", "wire"],
+                      *(["-n", name, "link", "set", device, "up"] for name in self.names for device in ("lo", "wire"))):
+            self._ip(*words)
+
+    def _ip(self, *words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def on_first(self, *words: object) -> list[str]:
+        """A command there."""
+        return ["ip", "netns", "exec", self.names[0], *map(str, words)]
+
+    def on_second(self, *words: object) -> list[str]:
+        """A command there."""
+        return ["ip", "netns", "exec", self.names[1], "unshare", "-m", "sh", "-c", ALONE.format(folder=self.folder),
+                "sh", *map(str, words)]
+
+    def start(self, words: Sequence[str], said: str = "") -> subprocess.Popen[bytes]:
+        """Start something that stays; wait until it has said so."""
+        log = self.folder / f"log-{len(self.started)}"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(words, stdout=file, stderr=file, env=self.environment, start_new_session=True)
+        self.started.append(process)
+        wait_until(lambda: said in log.read_text() or process.poll() is not None, self.folder)
+        assert process.poll() is None, log.read_text()
+        return process
+
+    def join(self, host: str) -> None:
+        """Start Ray on a host; the first begins the cluster."""
+        words: list[object] = [BIN / "ray", "start", "--block", "--node-ip-address", host, "--num-cpus", 1,
+                               "--disable-usage-stats", "--min-worker-port", 0, "--max-worker-port", 0]
+        if host == FIRST:
+            words += ["--head", "--port", 6379, "--include-dashboard", "false", "--temp-dir", self.folder / "ray"]
+            self.start(self.on_first(*words), "To terminate the Ray runtime")
+        else:
+            self.start(self.on_second(*words, "--address", f"{FIRST}:6379"), "To terminate the Ray runtime")
+
+    def wire(self, state: str) -> None:
+        """Set it up or down: down, no packet crosses it, and nobody is told."""
+        self._ip("-n", self.names[0], "link", "set", "wire", state)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run on these hosts."""
+        found = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+                 for name in self.names]
+        return [psutil.Process(int(pid)) for pids in found for pid in pids if psutil.pid_exists(int(pid))]
+
+    def stop(self) -> None:
+        """End all that runs on them, and the hosts."""
+        for process in self.processes():
+            process.send_signal(signal.SIGKILL)
+        for started in self.started:
+            started.wait()
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        shutil.rmtree(self.folder)
