@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def wait_until(what: Callable[[], T], folder: Path, seconds: float = 200) -> T:
 
 def said(folder: Path) -> str:
     """The end of what was said."""
-    return (folder / "stderr").read_text()[-3000:]
+    return "".join(file.read_text()[-3000:] for file in (folder / "stderr", folder / "log") if file.exists())
 
 
 class Run:
@@ -225,6 +226,36 @@ class Server:
             except OSError:
                 time.sleep(0.1)
         raise AssertionError((self.folder / "log").read_text())
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+ACCESS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}         # who uses an ObjectStore needs these
+
+
+class ObjectStore:
+    """A server that speaks S3, with one bucket, on a port of its own; forgets all when it ends.
+
+    Args:
+        folder: of its log; host: its address.
+        there: what begins a command on the host that it is to run on.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", there: Sequence[str] = ()) -> None:
+        begin = "from moto.server import main; import sys; main(sys.argv[1:])"
+        with open(folder / "log", "ab") as log:
+            self.process = subprocess.Popen([*there, sys.executable, "-u", "-c", begin, "-H", host, "-p", "0"],
+                                            stdout=log, stderr=log, start_new_session=True)
+        found = wait_until(lambda: re.findall(r"Running on http://(\S+)", (folder / "log").read_text()), folder)
+        make = f"import urllib.request as r; r.urlopen(r.Request('http://{found[0]}/bucket', method='PUT'))"
+        subprocess.run([*there, sys.executable, "-c", make], check=True)
+        self.options = f"?scheme=http&endpoint_override={found[0]}&region=us-east-1"
+
+    def uri(self, name: str) -> str:
+        """Of a folder in the bucket."""
+        return f"s3://bucket/{name}{self.options}"
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Two hosts in one: network namespaces with addresses of their own, and a second that does not see the first's files."""
+"""Two hosts in one: network namespaces with addresses of their own, and a second that sees no files of the first's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults import wait_until
+from tests.faults import ACCESS, wait_until
 
 BIN = Path(sys.executable).parent
 FIRST, SECOND = "10.231.0.1", "10.231.0.2"
-# A command of the second host: `folder` is empty there but for folder/shared, and /dev/shm, the object store's, is its own.
+# A command of the second host: `folder` is empty there but for folder/shared, and /dev/shm, for objects, is its own.
 ALONE = """
 mount --bind {folder}/shared /mnt && mount -t tmpfs tmpfs {folder} && mount -t tmpfs tmpfs /dev/shm &&
 mkdir {folder}/shared && mount --bind /mnt {folder}/shared && exec "$@"
@@ -39,8 +39,9 @@ class Hosts:
         (self.folder / "stderr").touch()
         names = f"rondo{os.getpid()}"
         self.names, self.started = (f"{names}a", f"{names}b"), list[subprocess.Popen[bytes]]()
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                            "HOME": str(self.folder / "shared"), "RAY_ADDRESS": f"{FIRST}:6379"}
+        self.environment = {**os.environ, **ACCESS, "HOME": str(self.folder / "shared"),
+                            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                            "RAY_ADDRESS": f"{FIRST}:6379"}
 
     def connect(self) -> None:
         """Make the hosts and the wire between them.
@@ -94,15 +95,16 @@ class Hosts:
         """Set it up or down: down, no packet crosses it, and nobody is told."""
         self._ip("-n", self.names[0], "link", "set", "wire", state)
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self, *hosts: str) -> list[psutil.Process]:
         """All that run on these hosts."""
+        names = [self.names[host == SECOND] for host in hosts]
         found = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-                 for name in self.names]
+                 for name in names]
         return [psutil.Process(int(pid)) for pids in found for pid in pids if psutil.pid_exists(int(pid))]
 
     def stop(self) -> None:
         """End all that runs on them, and the hosts."""
-        for process in self.processes():
+        for process in self.processes(FIRST, SECOND):
             process.send_signal(signal.SIGKILL)
         for started in self.started:
             started.wait()

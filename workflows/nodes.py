@@ -87,7 +87,7 @@ def choose_interface() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-class _Backend(_TorchBackend):
+class _Backend(_TorchBackend):  # type: ignore[misc]
     """Ray Train's own, for which a worker that is lost while they meet is one more that is lost, and not the end."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -99,7 +99,7 @@ class _Backend(_TorchBackend):
 
 
 @dataclass
-class Meeting(TorchConfig):
+class Meeting(TorchConfig):  # type: ignore[misc]
     """How workers find each other."""
 
     @property

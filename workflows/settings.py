@@ -78,8 +78,8 @@ class Workers:
             in a search.
         gpus: GPUs of each worker.
         failures: times that lost workers are replaced before the run fails.
-        wait: seconds to wait for a cluster to grow to what is asked for; 0 refuses at once. For nodes that are lost in a
-            run it waits as long, 60 s at least, `failures` + 1 times.
+        wait: seconds to wait for a cluster to grow to what is asked for; 0 refuses at once. For nodes that are lost in
+            a run it waits as long, 60 s at least, `failures` + 1 times.
         timeout: seconds without a step after which a worker counts as hung and is replaced; 0 waits for ever. The
             worker that runs in the starting process is not watched.
     """

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from datasets.storage import Storage, sha256
+from tests.faults import ACCESS, ObjectStore
 
 
 def test_what_is_written_is_read_back_and_folders_are_made(tmp_path):
@@ -146,3 +147,34 @@ def test_names_go_before_the_options_of_a_uri():
     below = storage / "a" / "b"
     assert (below.path, below.uri) == ("box/runs/a/b", "s3://box/runs/a/b?endpoint_override=localhost:9000&scheme=http")
     assert (Storage("/what?/is") / "a").path == "/what?/is/a"
+
+
+def test_an_object_store_is_a_folder_like_another(tmp_path, monkeypatch):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/c").write_bytes(b"put")
+    for key, value in ACCESS.items():
+        monkeypatch.setenv(key, value)
+    store = ObjectStore(tmp_path)
+    try:
+        storage = Storage(store.uri("runs"))
+        storage.write("a/b/x", b"one")
+        storage.write("a/b/x", pa.py_buffer(b"other"))
+        storage.write("a/empty", b"")
+        storage.put(tmp_path / "local", "a/b")
+        assert storage.local is None
+        assert (storage.names(), (storage / "a").names()) == (["a"], ["b", "empty"])
+        assert (storage / "a/b").names() == ["c", "x"]
+        assert (storage.read("a/b/x"), (storage / "a").read("b/c"), storage.read("a/empty")) == (b"other", b"put", b"")
+        assert storage.exists("a/b") and storage.exists("a/b/c") and not storage.exists("a/b/y")
+        storage.remove("a/b/x")
+        storage.remove("a/b/x")
+        assert (storage / "a/b").names() == ["c"]
+        storage.delete("a")
+        storage.delete("a")
+        assert storage.names() == []
+        with pytest.raises(FileNotFoundError):
+            storage.read("a/b/c")
+    finally:
+        store.stop()
+    with pytest.raises(OSError, match="runs/a"):
+        storage.write("a", b"")

@@ -1,18 +1,23 @@
-"""Two hosts, each with an address and files of its own: what only one of them has, and what happens without the wire."""
+"""Two hosts, each with an address and files of its own: what only one of them has, and what a cut wire costs."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.faults import finish, launch, said, wait_until
+from tests.faults import ObjectStore, finish, launch, said, wait_until
 from tests.hosts import FIRST, SECOND, Hosts
 
 SETTINGS = ["workers.count=2", "workers.cpus=1", "model.hidden_size=32"]
+CHECKSUM = """
+import sys
+from datasets.storage import Storage, sha256
+print(sha256(Storage(sys.argv[1]).read("model.safetensors")))
+"""
+CUT = 45                                                   # seconds; Ray gives a silent node up after about 30
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,11 @@ def start(hosts, folder, *more):
     return launch(folder, hosts.on_first(*words), environment=hosts.environment)
 
 
+def wait_for(text, folder):
+    """Until it is said."""
+    wait_until(lambda: text in said(folder), folder)
+
+
 @pytest.mark.parametrize(("own", "message"), [
     ("storage", "storage is another folder here: what the driver wrote is missing"),
     ("data", "data.csv is missing")])
@@ -57,3 +67,42 @@ storage: {storage}
     told = said(tmp_path)
     assert process.returncode == 2 and f"node {SECOND}: " in told and message in told and "s3://" in told
     assert f"node {FIRST}" not in told and not list(storage.glob("p*"))                # neither prepared nor probe
+
+
+@pytest.fixture
+def object_store(hosts):
+    """On the first host."""
+    folder = hosts.folder / "store"
+    folder.mkdir()
+    (folder / "stderr").touch()
+    store = ObjectStore(folder, FIRST, hosts.on_first())
+    yield store
+    store.stop()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("where", ["folder", "object store"])
+def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(where, hosts, tmp_path, request):
+    shared = f"{hosts.folder}/shared/cut"
+    storage = shared if where == "folder" else request.getfixturevalue("object_store").uri("cut")
+    weights, recovered = [], 0.0
+    for cut in (False, True):
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        process = start(hosts, folder, f"storage={storage}", "training.epochs=8", "training.checkpoint_steps=20")
+        if cut:
+            wait_for("epoch 1/", folder)
+            begin = time.monotonic()
+            hosts.wire("down")
+            time.sleep(CUT)
+            hosts.wire("up")
+            wait_until(lambda: not hosts.processes(SECOND), folder)          # Ray's, told that it was given up
+            hosts.join(SECOND)
+            wait_for(", from step ", folder)
+            recovered = time.monotonic() - begin
+        result = finish(process, folder)
+        weights.append(subprocess.run(hosts.on_first(sys.executable, "-c", CHECKSUM, result["bundle"]), text=True,
+                                      env=hosts.environment, capture_output=True, check=True).stdout)
+    assert weights[0] == weights[1]
+    print(f"{where}: cut off for {CUT} s, trained on after {recovered:.0f} s")
