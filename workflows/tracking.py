@@ -489,7 +489,8 @@ class RemoteTracker(Recorder):
         self._last = self._actor.put.remote(record)
 
     def settle(self) -> None:
-        self._wait(self._last, 60.0)
+        if self._last is not None:
+            self._wait(self._last, 60.0)
 
     def _wait(self, answer: Any, timeout: float) -> Any:
         """The actor's answer; None when there is none in time."""

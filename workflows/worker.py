@@ -388,6 +388,7 @@ def _hooks(job: Job, model: SequenceModel, saver: Saver, workers: Workers) -> Ho
     def save(progress: Progress, best: bool) -> None:
         carried = model.carried.of_all(workers.sum, workers.rank, workers.world) if model.carried.lanes else {}
         if chief:
+            job.tracker.settle()         # whoever goes on from this checkpoint does not take the steps before it again
             saver.save(progress, best, carried)
 
     return Hooks(log, epoch, save, job.stop, _Notice())
