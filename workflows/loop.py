@@ -388,9 +388,9 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
     progress.epoch, progress.place = progress.epoch + 1, (0, 0)
     progress.epoch_rows = progress.epoch_checksum = 0
     progress.epoch_loss = progress.epoch_weight = 0.0
+    hooks.epoch(metrics, progress)                   # before it is saved: nobody takes these steps again afterwards
     with meter.saving():
         hooks.save(progress, better)
-    hooks.epoch(metrics, progress)
 
 
 def over(training: Training, progress: Progress) -> bool:

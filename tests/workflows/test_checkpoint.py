@@ -1,8 +1,10 @@
 """Checkpoints and bundles: what is restored is what was saved, bit for bit, or it is refused."""
 
+import contextlib
 import copy
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from workflows import bundle, checkpoint, loop
 from workflows.checkpoint import latest, load_weights, read_files, restore, save, weights, write_files
 from workflows.loop import Progress
 from workflows.settings import Training
+from workflows.worker import _hooks
 
 torch.set_num_threads(1)
 
@@ -310,3 +313,18 @@ def test_saving_changes_nothing(tmp_path):
     save(Storage(tmp_path), 2, model, optimizer, {})
     checkpoint.weights(model)
     assert (bits(model), moments(optimizer)) == before
+
+
+def test_what_was_recorded_is_on_disk_before_the_checkpoint_that_stands_after_it():
+    """Else a kill between the two would lose it: nobody takes the steps before a checkpoint again."""
+    done = []
+    tracker = SimpleNamespace(metrics=lambda name, metrics, step: done.append("record"),
+                              settle=lambda: done.append("on disk"))
+    job = SimpleNamespace(tracker=tracker, name="run", tell=lambda event: None, stop=lambda: False)
+    model = SimpleNamespace(carried=SimpleNamespace(lanes=None), task=SimpleNamespace(primary="mse", maximise=False))
+    saver = SimpleNamespace(save=lambda progress, best, carried: done.append("checkpoint"))
+    meter = SimpleNamespace(total=lambda progress: None, epoch=dict, saving=contextlib.nullcontext)
+    workers = SimpleNamespace(rank=0)
+    loop._end_epoch(model, Training(), Progress(), meter, workers, _hooks(job, model, saver, workers),
+                    lambda: {"mse": 1.0, "loss": 1.0}, 0, 0)
+    assert done == ["record", "on disk", "checkpoint"]
