@@ -91,7 +91,7 @@ class Hooks:
 
 
 class Stopped(Exception):
-    """Training was asked to stop; a checkpoint of its last step was saved."""
+    """Work was asked to stop; a checkpoint of the last step of training was saved."""
 
 
 class Diverged(Exception):
@@ -262,11 +262,15 @@ class Evaluation:
 
 def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, precision: str = "fp32",
              baselines: bool = False, fitted: Iterable[Baseline] = (), quick: bool = False,
-             each: Callable[[dict[str, Sums]], None] | None = None) -> Evaluation:
+             each: Callable[[dict[str, Sums]], None] | None = None,
+             stops: Callable[[], bool] | None = None) -> Evaluation:
     """Metrics over all steps and workers, of the model, and of the task's baselines where asked for.
 
     Quick ones are for watching a training: the task decodes in its cheapest way. `each` takes this worker's sums of
     every step, by method.
+
+    Raises:
+        Stopped: `stops` said so on some worker.
     """
     totals: dict[str, Sums] = {}
 
@@ -280,6 +284,8 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
     model.task.quick = quick
     with torch.inference_mode():
         for step in steps:
+            if stops is not None and workers.sum(torch.tensor(float(stops()))) > 0:
+                raise Stopped
             here: dict[str, Sums] = {}
             for batch in step.micro:
                 batch = batch.to(workers.device)

@@ -232,6 +232,7 @@ class _Here:
             late = True
         told = summary(attempt, late or over(attempt.settings, attempt.progress), late=late)
         if told["over"] and self.final and not late:
+            attempt.job.stop = lambda: False           # the deadline is one of training
             told["final"] = attempt.finish()
         told["memory"] = peak_memory()
         return told

@@ -482,7 +482,8 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
     for split in data.splits[1:]:
         groups = Groups(data, split) if job.groups and split == data.splits[-1] else None
         found = loop.evaluate(model, data.evaluation(split, groups.rows if groups else None), workers, baselines=True,
-                              precision=settings.precision, fitted=fitted, each=groups.add if groups else None)
+                              precision=settings.precision, fitted=fitted, each=groups.add if groups else None,
+                              stops=job.stop)
         if groups is not None:
             groups.save(job.run, workers)
         artifacts = [{"split": split, **asdict(artifact)} for artifact in found.artifacts]

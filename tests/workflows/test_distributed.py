@@ -131,3 +131,19 @@ def test_accumulated_micro_batches_give_the_gradient_of_one(kind, family):
     alone = gradient(kind, family, 0, 1, 1)
     for parts in (2, 3, 10):                                     # 10: more micro-batches than rows
         assert (gradient(kind, family, 0, 1, parts) - alone).abs().max() < 1e-10
+
+
+def test_an_evaluation_ends_at_the_step_at_which_some_worker_is_asked_to_stop():
+    from workflows.loop import Stopped, evaluate
+    seen, asked = [], iter([False, False, True])
+    model, rows, targets = model_and_rows("gru")
+
+    def steps():
+        for number in range(5):
+            seen.append(number)
+            yield Step(0, (0, number), ROWS, [Batch(rows, {}, targets, torch.ones(ROWS), torch.arange(ROWS))], ROWS, 0)
+
+    with pytest.raises(Stopped):
+        evaluate(model, steps(), Workers(torch.device("cpu")), precision="fp64",
+                 stops=lambda: next(asked))
+    assert seen == [0, 1, 2]

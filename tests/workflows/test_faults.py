@@ -244,6 +244,29 @@ def test_workers_one_killed_end_in_the_same_weights(begin, count, more, tmp_path
     assert weights(broken) == weights(whole)
 
 
+def test_a_shard_that_is_removed_while_it_streams_is_named(tmp_path):
+    process = start(tmp_path, "training.epochs=500", "dataset.cache_bytes=0")
+    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
+    (shard,) = (p for p in tmp_path.glob("runs/prepared/*/*.parquet") if not p.stem.endswith("index"))
+    shard.unlink()
+    process.communicate(timeout=120)
+    told = said(tmp_path)
+    assert process.returncode == 2 and f"{shard}: prepared data is missing; delete" in told and "Traceback" not in told
+
+
+@pytest.mark.soak
+def test_storage_that_refuses_at_the_end_ends_the_run_and_resuming_it_finishes(undisturbed, tmp_path):
+    process = start(tmp_path, "workers.count=2", "workers.failures=1")
+    wait_for_checkpoint(tmp_path, 10)
+    (run,) = tmp_path.glob("runs/demand-*")
+    (run / "bundle").touch()                                              # where a folder is to be
+    process.communicate(timeout=200)
+    told = said(tmp_path)
+    assert process.returncode == 1 and "could not be read or written at the end" in told and "Traceback" not in told
+    (run / "bundle").unlink()
+    assert weights(finish(start(tmp_path, "workers.count=2", "--resume"), tmp_path)) == weights(undisturbed)
+
+
 @pytest.fixture
 def nodes():
     """A cluster of two nodes with a CPU each."""
@@ -271,3 +294,27 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143 and "--resume demand-" in said(tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_node_that_is_to_be_taken_away_is_left_with_a_checkpoint(nodes, tmp_path):
+    """Training goes on at that step when there is another node for it."""
+    more = ["training.epochs=2000", "training.checkpoint_steps=0", "workers.count=2"]
+    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
+    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
+    (leaving,) = nodes.worker_nodes
+    begin = time.monotonic()
+    subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address, "--node-id",
+                    leaving.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                    "--deadline-remaining-seconds", "30"], check=True)
+    wait_until(lambda: [p for p in tmp_path.glob("runs/*/checkpoints/step-*/manifest.json")
+                        if int(p.parent.name[5:]) % 229], tmp_path, 30)                 # not of the end of an epoch
+    print(f"a checkpoint {time.monotonic() - begin:.1f} s after the notice")
+    nodes.add_node(num_cpus=1)
+    wait_until(lambda: ", from step " in said(tmp_path), tmp_path)
+    (step,) = re.findall(r", from step (\d+)", (tmp_path / "stderr").read_text())
+    print(f"goes on from step {step} {time.monotonic() - begin:.0f} s after the notice")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
