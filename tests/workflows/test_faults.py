@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.faults import finish, launch, said, wait_until
@@ -252,6 +255,28 @@ def test_a_shard_that_is_removed_while_it_streams_is_named(tmp_path):
     process.communicate(timeout=120)
     told = said(tmp_path)
     assert process.returncode == 2 and f"{shard}: prepared data is missing; delete" in told and "Traceback" not in told
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [1, 2])
+def test_data_larger_than_the_object_store_is_trained_on(count, tmp_path):
+    """128 MB of rows, all of them asked to stay in an object store of 80 MB, the smallest that Ray makes."""
+    rows, steps, channels = 1000, 64, 500
+    flat = pa.array(np.random.default_rng(0).standard_normal(rows * steps * channels, np.float32))
+    values = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, channels), steps)
+    nested = values.cast(pa.list_(pa.list_(pa.float32())))
+    table = pa.table({"x": nested, "y": ["a", "b"] * (rows // 2)})
+    pq.write_table(table, tmp_path / "wide.parquet", row_group_size=100)
+    told = {"name": "wide", "dataset": {"kind": "sequences", "path": f"{tmp_path}/wide.parquet", "values": "x",
+                                        "label": "y", "split": {"validation": 0.1, "test": 0.1}},
+            "task": {"kind": "classify"}, "model": {"family": "gru", "hidden_size": 4}, "training": {"epochs": 2},
+            "workers": {"count": count, "cpus": 1}, "storage": f"{tmp_path}/runs",
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    script = ("import json, ray; ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False, "
+              "object_store_memory=80_000_000)\nfrom workflows.train import train\n"
+              f"print(json.dumps(train({told!r})))")
+    result = finish(launch(tmp_path, [sys.executable, "-c", script]), tmp_path)
+    assert len(result["history"]) == 2
 
 
 @pytest.mark.soak
