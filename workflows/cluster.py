@@ -89,23 +89,42 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
     local = not cluster and len(ray.nodes()) == 1
     cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.most) if local else 1)
-    asked = replace(workers, cpus=cpus)
+    place = Place(own=own, in_process=local and workers.most == 1, cpus=cpus, grown=workers.wait > 0)
+    try:
+        _wait_for_room(replace(workers, cpus=cpus))
+    except BaseException:                          # Ctrl-C too: what nobody takes back keeps nodes for ever
+        disconnect(place)
+        raise
+    return place
+
+
+def _wait_for_room(workers: Workers) -> None:
+    """Return once Ray has what the least number of workers needs.
+
+    Raises:
+        ValueError: it still has not after `workers.wait` seconds.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     deadline = time.monotonic() + workers.wait
-    if workers.wait:                               # an autoscaler adds nodes only for what is asked of it
-        from ray.autoscaler.sdk import request_resources
-        request_resources(bundles=[{"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}] * workers.most)
     while True:
         have = ray.cluster_resources()
         total = {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
+        if workers.wait:
+            # An autoscaler adds nodes only for what is asked of it, all or nothing: so for the least; Ray Train asks
+            # for the rest. Every second, as a cluster has one request, and once a run has used Ray Data or Train there,
+            # what these ask for, be it nothing, replaces it every 20 s.
+            request_resources(bundles=[bundle] * workers.least)
+        nodes = sum(node["Alive"] for node in ray.nodes())                # Ray tells of those that are gone, too
         try:
-            _check(asked, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(ray.nodes())} nodes")
-            break
+            _check(workers, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {nodes} nodes")
+            return
         except ValueError:
             if time.monotonic() >= deadline:
-                disconnect(Place(own, False, cpus, grown=workers.wait > 0))
                 raise
             time.sleep(1)
-    return Place(own=own, in_process=local and workers.most == 1, cpus=cpus, grown=workers.wait > 0)
 
 
 def check_machine(workers: Workers) -> None:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
-import urllib.request
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.heads import BIN, free_ports, head_in_a_folder
 from workflows import cluster
 from workflows.experiment import load
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 SMALL = ["training.epochs=1", "model.hidden_size=16", "workers.count=1"]
 IGNORED = [".venv/lib", ".git/objects", "runs/demand-1", "data/etth1", "mlruns/0", "mlartifacts/1", "build/lib",
            "workflows/__pycache__"]
@@ -53,92 +44,6 @@ def {name}(*args, **kwargs):
 """
 
 
-@dataclass
-class Finished:
-    """A job that ended: exit status of the client, what the client printed, what the job printed."""
-
-    code: int
-    said: str
-    log: str
-
-    def json(self):
-        assert self.code == 0, self.said
-        return json.loads(self.log.splitlines()[-1])
-
-
-@dataclass
-class Head:
-    """A cluster of one node on this machine, and a copy of the source to submit from.
-
-    Attributes:
-        folder: of everything; source: the copy; files: in it, to be uploaded.
-        environment: of the head; a client needs more.
-        dashboard: its port.
-        session: of the processes that the head started; more: of nodes that joined.
-    """
-
-    folder: Path
-    source: Path
-    files: set[str]
-    environment: dict[str, str]
-    dashboard: int
-    session: int = 0
-    more: list[int] = field(default_factory=list)
-
-    def start(self, ports):
-        port, agent, client = ports
-        words = [BIN / "ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", port, "--num-cpus", "2",
-                 "--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard, "--disable-usage-stats",
-                 "--dashboard-agent-listen-port", agent, "--ray-client-server-port", client,
-                 "--min-worker-port", 0, "--max-worker-port", 0]
-        with open(self.folder / "start.log", "w") as log:
-            process = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, env=self.environment,
-                                       start_new_session=True)
-            self.session = process.pid
-            assert process.wait(timeout=120) == 0, (self.folder / "start.log").read_text()
-
-    def submit(self, name, *words, timeout=200):
-        """Submit from the copy of the source as README says, and wait for the end."""
-        environment = {**self.environment, "RAY_AUTH_MODE": "token",
-                       "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
-        done = subprocess.run(
-            [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--working-dir", ".", "--",
-             "python", "-m", "workflows", *words], cwd=self.source, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=timeout)
-        log = self.folder / f"ray/session_latest/logs/job-driver-{name}.log"
-        return Finished(done.returncode, done.stdout, log.read_text() if log.exists() else "")
-
-    def processes(self):
-        """All that the head started and that still runs; jobs' drivers are in sessions of their own below it."""
-        found = set()
-        if not self.session:                                 # it never started; threads of the kernel have session 0
-            return found
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) in (self.session, *self.more):
-                    found |= {process, *process.children(recursive=True)}
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return {p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
-
-    def stop(self):
-        """End what it started and nothing else, which `ray stop` would."""
-        end = time.monotonic() + 20
-        while left := self.processes():
-            assert time.monotonic() < end, left
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=5)
-
-    def ask(self, path, token):
-        """What the dashboard answers."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.dashboard}{path}", headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-
 def copy_source(to):
     """The files of the checkout that git does not ignore, made to tell who runs them; and large files to be ignored."""
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
@@ -164,31 +69,12 @@ def files_of(folder):
     return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
 
 
-def free_ports(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture(scope="module")
 def head():
-    folder = Path(tempfile.mkdtemp(prefix="rondo-job-", dir="/tmp")).resolve()   # short: sockets' names are limited
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RONDO_", "PYTHON"))}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_TMPDIR": str(folder),
-                    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    dashboard, *ports = free_ports(4)
-    made = Head(folder, folder / "source", copy_source(folder / "source"), environment, dashboard)
-    try:
-        made.start(ports)
+    with head_in_a_folder() as made:
+        made.files = copy_source(made.source)              # to be uploaded
+        made.start("--num-cpus", 2)
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -236,15 +122,14 @@ def test_a_second_job_with_changed_source_evaluates_the_bundle_and_finds_its_run
 
 def test_a_run_at_home_does_not_join_a_head_of_this_machine(head, trained):
     """RAY_TMPDIR is where the head is written down, so Ray would find it here."""
-    token = (head.folder / "token").read_text()
-    jobs = len(head.ask("/api/jobs/", token))
+    jobs = len(head.ask("/api/jobs/", head.token))
     done = subprocess.run([sys.executable, "-m", "workflows", "evaluate", trained["bundle"], "--json"], cwd=head.source,
                           env=head.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seen"]["file"] == str(head.source / "workflows/mark.py") and found["run_id"] == trained["run_id"]
     assert found["metrics"]["test/mse"] == pytest.approx(trained["metrics"]["test/mse"], abs=1e-6)
-    assert len(head.ask("/api/jobs/", token)) == jobs                            # drivers that joined count too
+    assert len(head.ask("/api/jobs/", head.token)) == jobs                       # drivers that joined count too
 
 
 def test_relative_paths_are_refused_under_a_job_with_the_remedy(head):
@@ -281,10 +166,9 @@ def test_paths_of_every_shape_are_checked_under_a_job(path, monkeypatch):
 
 def test_a_search_uses_both_nodes_and_is_one_run(head, trained):
     """A second raylet with two CPUs of its own joins; trials run on both."""
-    port = next(w.split("=")[1] for p in head.processes() for w in p.cmdline() if w.startswith("--gcs-address"))
     agent, = free_ports(1)
-    words = [BIN / "ray", "start", "--address", port, "--node-ip-address", "127.0.0.2", "--num-cpus", "2",
-             "--dashboard-agent-listen-port", agent, "--disable-usage-stats", "--min-worker-port", 0,
+    words = [BIN / "ray", "start", "--address", f"127.0.0.1:{head.port}", "--node-ip-address", "127.0.0.2",
+             "--num-cpus", "2", "--dashboard-agent-listen-port", agent, "--disable-usage-stats", "--min-worker-port", 0,
              "--max-worker-port", 0]
     with open(head.folder / "join.log", "w") as log:
         joining = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, start_new_session=True,
