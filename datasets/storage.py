@@ -36,6 +36,11 @@ class Storage:
         """The folder itself where it lies on this machine's disk, else None."""
         return Path(self.path) if isinstance(self.fs, pafs.LocalFileSystem) else None
 
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
     def __truediv__(self, name: str) -> Storage:
         base, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return Storage(f"{base.rstrip('/')}/{name}{mark}{query}")

@@ -118,9 +118,11 @@ def _say_skipped(why: list[str | None]) -> int:
 def _write(output: str, data: bytes) -> str:
     """Write a file; its URI."""
     from datasets.storage import Storage
-    folder, _, name = (output if "://" in output else str(Path(output).resolve())).rpartition("/")
-    Storage(folder).write(name, data)
-    return f"{folder}/{name}"
+    uri = output if "://" in output else str(Path(output).resolve())
+    path, mark, options = uri.partition("?") if "://" in output else (uri, "", "")
+    folder, _, name = path.rpartition("/")
+    Storage(folder + mark + options).write(name, data)
+    return uri
 
 
 def _continued_texts(told: Bundle, source: str, how: Continuing) -> pa.Table:

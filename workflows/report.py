@@ -168,7 +168,7 @@ def _told(run: Storage) -> tuple[str, Told]:
         raise ValueError(f"{run.uri}: {FILES[kind]} cannot be read ({error}); run it again, or resume it") from None
     if kind == "train":
         told["experiment"] = yaml.safe_load(run.read("experiment.yaml"))
-        told["name"] = run.uri.rstrip("/").rpartition("/")[2]
+        told["name"] = run.name
         told["command"] = "python -m workflows train experiment.yaml"
         told["tracking"] = told["experiment"].get("tracking", {}).get("uri", "")
     return kind, {**NOTHING, **_clean(told)}

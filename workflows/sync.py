@@ -42,7 +42,7 @@ def sync(folder: str, *, uri: str | None = None, timeout: float = 600.0, progres
     left: list[str] = []
     with Console(show=progress) as console:
         for run in runs:
-            name = run.uri.rpartition("/")[2]
+            name = run.name
             spool = spool_of(run)
             if not spool.exists():
                 found["elsewhere"].append(name)

@@ -329,7 +329,7 @@ def report(run: Storage, tracker: tracking.Recorder, name: str) -> str:
 
 def local_folder(run: Storage) -> Path:
     """The run's folder, or for a run in an object store a folder on this machine."""
-    return run.local or Path.home() / ".cache" / "rondo" / run.uri.rstrip("/").rpartition("/")[2]
+    return run.local or Path.home() / ".cache" / "rondo" / run.name
 
 
 def spool_of(run: Storage) -> Path:
@@ -382,7 +382,7 @@ def unfinished(storage: Storage, experiment: Experiment, resume: str, *, finishe
                              "out to start one")
         name = max(open_ones)
     else:
-        name = resume.rstrip("/").rpartition("/")[2]
+        name = Storage(resume).name
     run = storage / name
     if not run.exists("experiment.yaml"):
         raise ValueError(f"--resume {resume}: no {noun} of that name in {storage.uri}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults import finish, launch, said, wait_until
+from datasets.storage import Storage
+from tests.faults import ACCESS, ObjectStore, finish, launch, said, wait_until
 from workflows.console import Line
 from workflows.train import _why
 from workflows.worker import Unwritable
@@ -255,6 +257,41 @@ def test_a_shard_that_is_removed_while_it_streams_is_named(tmp_path):
     process.communicate(timeout=120)
     told = said(tmp_path)
     assert process.returncode == 2 and f"{shard}: prepared data is missing; delete" in told and "Traceback" not in told
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A URI of a folder in an object store."""
+    for key, value in {**ACCESS, "HOME": str(tmp_path)}.items():          # where what is local of such a run is kept
+        monkeypatch.setenv(key, value)
+    store = ObjectStore(tmp_path)
+    yield store.uri("runs")
+    store.stop()
+
+
+@pytest.mark.soak
+def test_a_killed_run_in_an_object_store_is_resumed_to_the_same_weights_and_used(bucket, undisturbed, tmp_path):
+    process = start(tmp_path, "workers.count=2", f"storage={bucket}")
+    runs = Storage(bucket)
+    wait_until(lambda: any(int(step[5:]) >= 20 for name in runs.names() if name.startswith("demand-")
+                           for step in (runs / name / "checkpoints").names() if step.startswith("step-")), tmp_path)
+    process.kill()
+    process.wait()
+    result = finish(start(tmp_path, "workers.count=2", f"storage={bucket}", "--resume"), tmp_path)
+    assert Storage(result["bundle"]).read("model.safetensors") == weights(undisturbed)
+    run = runs / result["run"]
+    assert {"bundle", "report.html", "result.json"} <= set(run.names()) and run.name == result["run"]
+    assert [p.name for p in (tmp_path / ".cache/rondo").iterdir()] == [result["run"]]
+
+    def rondo(*words):
+        done = subprocess.run([sys.executable, "-m", "workflows", *words, "--json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    measured = rondo("evaluate", result["bundle"], f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    assert measured["metrics"]["test/mae"] == pytest.approx(result["metrics"]["test/mae"], rel=1e-6)
+    assert rondo("sync", bucket)["settled"] == [result["run"]]
+    rondo("report", run.uri)
 
 
 @pytest.mark.soak
