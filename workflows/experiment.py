@@ -341,8 +341,8 @@ def _sections(told: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         elif value is not None:
             chosen[key] = value
     if without_secrets(chosen.get("storage", "")) != chosen.get("storage", ""):
-        problems.append("storage has a user, key or token in it, which all results would repeat; leave it out, and give "
-                        "it in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        problems.append("storage has a user, key or token in it, which all results would repeat; leave it out, and "
+                        "give it in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     name = chosen.setdefault("name", "unnamed")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
         problems.append(f"name={name!r} may hold letters, digits and _ . - (at most 80, the first a letter or digit)")
