@@ -39,7 +39,8 @@ class Storage:
     @property
     def name(self) -> str:
         """The last part of its path."""
-        return self.path.rstrip("/").rpartition("/")[2]
+        path: str = self.path
+        return path.rstrip("/").rpartition("/")[2]
 
     def __truediv__(self, name: str) -> Storage:
         base, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
