@@ -149,6 +149,14 @@ class Injector:
         self.random.choice(self.run.workers()).kill()
         return False
 
+    def worker_killed_again(self) -> bool:
+        """And then one of those that replace them, while they start or meet."""
+        before = {p.pid for p in self.run.workers()}
+        self.worker_killed()
+        wait_until(lambda: any(p.pid not in before for p in self.run.workers()), self.run.folder)
+        time.sleep(self.random.uniform(0, 5))
+        return self.worker_killed()
+
     def worker_hangs(self) -> bool:
         self.random.choice(self.run.workers()).suspend()
         return False

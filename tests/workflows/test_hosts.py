@@ -82,7 +82,7 @@ def object_store(hosts):
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(("where", "seconds"), [("folder", 30), ("object store", 90)])
-def test_a_host_that_is_cut_off_is_waited_for_a_minute_and_then_replaced(where, seconds, hosts, tmp_path, request):
+def test_a_host_that_is_cut_off_costs_the_steps_since_the_last_checkpoint(where, seconds, hosts, tmp_path, request):
     shared = f"{hosts.folder}/shared/cut"
     storage = shared if where == "folder" else request.getfixturevalue("object_store").uri("cut")
     weights = []
@@ -100,10 +100,9 @@ def test_a_host_that_is_cut_off_is_waited_for_a_minute_and_then_replaced(where, 
                 wait_until(lambda: not hosts.processes(SECOND), folder)
                 hosts.join(SECOND)
                 wait_for(", from step ", folder)
-                print(f"{where}: cut off for {seconds} s, trained on after {time.monotonic() - begin:.0f} s")
-            else:
+            else:                                          # at the latest then, workers have been replaced if need be
                 wait_for("epoch 3/", folder)
-                assert ", from step " not in said(folder)
+            print(f"{where}: cut off for {seconds} s, trained on after {time.monotonic() - begin:.0f} s")
         result = finish(process, folder)
         weights.append(subprocess.run(hosts.on_first(sys.executable, "-c", CHECKSUM, result["bundle"]), text=True,
                                       env=hosts.environment, capture_output=True, check=True).stdout)
