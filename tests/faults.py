@@ -87,8 +87,16 @@ class Run:
         return next((one["step"] for one in reversed(told) if "step" in one), 0)
 
     def workers(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process(self.process.pid).children(recursive=True)
-                if p.is_running() and "RayTrainWorker" in "".join(p.cmdline())]
+        return self.named("RayTrainWorker")
+
+    def named(self, name: str) -> list[psutil.Process]:
+        """Those below the driver whose command has `name` in it."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):                        # it may be gone
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """All that it started and that still run, whoever their parents are now."""
@@ -170,12 +178,12 @@ class Injector:
         return True
 
     def raylet_killed(self) -> bool:
-        self._kill("raylet/raylet")
+        self.run.named("raylet/raylet")[0].kill()
         return True
 
     def record_killed(self) -> None:
         """The process that writes the record."""
-        self._kill("ray::Tracker")
+        self.run.named("ray::Tracker")[0].kill()
 
     def checkpoint_damaged(self) -> bool:
         """The newest checkpoint is cut short, and then needed."""
@@ -195,14 +203,6 @@ class Injector:
         wait_until(lambda: (self.run.folder / "stderr").read_text().count("could be written") > before,
                    self.run.folder)
         filler.unlink()
-
-    def _kill(self, name: str) -> None:
-        for process in psutil.Process(self.run.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if name in " ".join(process.cmdline()):
-                    process.kill()
-                    return
-        raise AssertionError(f"no process {name}")
 
 
 class Server:
