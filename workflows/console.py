@@ -267,9 +267,15 @@ class _Mailbox:
     def ask(self) -> None:
         self.stops = True
 
+    def asked(self) -> bool:
+        return self.stops
+
     def take(self) -> list[dict[str, Any]]:
         events, self.events = self.events, []
         return events
+
+
+QUIET = 0.5          # seconds
 
 
 class Line:
@@ -278,16 +284,24 @@ class Line:
     def __init__(self, box: Any) -> None:
         self.box = box
         self.replies: list[Any] = []                   # to what was told, that are still on their way
+        self.last = -math.inf                          # when something was told
         self.asked = False
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Tell what happened."""
         self.replies.append(self.box.put.remote(event))
+        self.last = time.monotonic()
 
     def stops(self) -> bool:
-        """Whether the one who watches has asked to stop, as far as has been heard: each reply to an event says so."""
+        """Whether the one who watches has asked to stop, as far as has been heard: each reply to an event says so.
+
+        Where nothing has been told for a while, the question itself is sent.
+        """
         import ray
 
+        if not self.replies and time.monotonic() - self.last > QUIET:
+            self.replies.append(self.box.asked.remote())
+            self.last = time.monotonic()
         if self.replies:
             come, self.replies = ray.wait(self.replies, num_returns=len(self.replies), timeout=0)
             with suppress(ray.exceptions.RayError):    # nobody watches any more

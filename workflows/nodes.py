@@ -22,13 +22,6 @@ from datasets.storage import Storage
 ANSWER = 120.0                # seconds in which a node starts a process, fetches the code and answers
 
 
-def on_each(task: Any, *arguments: Any) -> dict[str, Any]:
-    """The address of every node -> a reference to what `task` gives there; it takes no CPU."""
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(task)
-    return {node["NodeManagerAddress"]: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(
-        node["NodeID"], soft=False)).remote(*arguments) for node in ray.nodes() if node["Alive"]}
-
-
 def check_reach(storage: Storage, sources: Sequence[str] = ()) -> None:
     """Let each node read and write a probe in `storage`, and look for the files that it may have to read.
 
@@ -40,36 +33,46 @@ def check_reach(storage: Storage, sources: Sequence[str] = ()) -> None:
         ValueError: what is not the same on every node, the node, and what to do.
     """
     probe, local = f"probe-{uuid.uuid4().hex[:8]}", [path for path in sources if os.path.exists(path)]
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(_reach)
     storage.write(f"{probe}/driver", probe.encode())
     try:
-        told = {}
-        for address, answer in on_each(_reach, storage.uri, probe, local).items():
-            try:
-                told[address] = ray.get(answer, timeout=ANSWER)
-            except GetTimeoutError:
-                told[address] = f"has not answered for {ANSWER:g} s"
-            except RayError as error:
-                told[address] = f"could not look: {str(error).strip().splitlines()[-1]}"
-        written = (storage / probe).names()
+        asked = {(node["NodeManagerAddress"], node["NodeID"]): look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                storage.uri, probe, node["NodeID"], local) for node in ray.nodes() if node["Alive"]}
+        problems = []
+        for (address, node), answer in asked.items():
+            problem = _answer(answer)
+            if problem is None and not storage.exists(f"{probe}/{node}"):
+                problem = "what it wrote to storage did not arrive"
+            if problem:
+                problems.append(f"node {address}: {problem}")
     finally:
         storage.delete(probe)
-    told |= {address: "what it wrote there did not arrive" for address, problem in told.items()
-             if problem is None and address not in written}
-    problems = [f"node {address}: {problem}" for address, problem in told.items() if problem]
     if problems:
         raise ValueError(f"not all nodes reach what this run needs; storage is {storage.uri}:\n" + "\n".join(problems)
                          + "\nUse a folder that every node mounts at this path, or a URI such as s3://BUCKET/runs with "
                          "credentials on every node")
 
 
-def _reach(uri: str, probe: str, sources: list[str]) -> str | None:
+def _answer(answer: Any) -> str | None:
+    """What a node does not reach."""
+    try:
+        problem: str | None = ray.get(answer, timeout=ANSWER)
+    except GetTimeoutError:
+        return f"has not answered for {ANSWER:g} s"
+    except RayError as error:
+        return f"could not look: {str(error).strip().splitlines()[-1]}"
+    return problem
+
+
+def _reach(uri: str, probe: str, node: str, sources: list[str]) -> str | None:
     """On a node: what it does not reach."""
     try:
         storage = Storage(uri)
         if not storage.exists(f"{probe}/driver"):
             return "storage is another folder here: what the driver wrote is missing"
         storage.read(f"{probe}/driver")
-        storage.write(f"{probe}/{ray.util.get_node_ip_address()}", b"")
+        storage.write(f"{probe}/{node}", b"")
     except (OSError, ValueError) as error:
         return f"storage cannot be read and written: {error}"
     missing = [path for path in sources if not os.path.exists(path)]

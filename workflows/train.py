@@ -28,7 +28,7 @@ from datasets.storage import Storage
 from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
-from workflows.settings import Search
+from workflows.settings import Search, Workers
 from workflows.stopping import Interrupted, beside, listening
 
 if TYPE_CHECKING:
@@ -212,22 +212,24 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     count = tuple(wanted.count) if isinstance(wanted.count, list) else wanted.count
     patience = int(wanted.timeout) or FOREVER
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)     # of a process that does not answer
-    if wanted.least == wanted.most:                           # else it goes on with fewer after Ray Train's own 60 s
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(max(60.0, wanted.wait))    # for nodes that were lost
+    # How long it waits for nodes that were lost; where fewer will do, Ray Train's own 60 s.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
+        max(60.0, wanted.wait if wanted.least == wanted.most else 0.0))
     resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
     job.run.remove(FAILED)
     trainer = TorchTrainer(
         _attempt, train_loop_config={"job": job, "work": work}, torch_config=Meeting(timeout_s=patience),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
-                             failure_config=FailureConfig(wanted.failures, controller_failure_limit=wanted.failures)))
+                             failure_config=FailureConfig(max_failures=wanted.failures,
+                                                          controller_failure_limit=wanted.failures)))
     try:
         trainer.fit()
     except TrainingFailedError as error:
         _raise_failed(job.run)
-        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {
-            0: getattr(error, "controller_failure", error)}
-        raise Lost(_why(failures, wanted.failures)) from error
+        if isinstance(error, WorkerGroupError):
+            raise Lost(_why(error.worker_failures, wanted.failures)) from error
+        raise Lost(_why_none(getattr(error, "controller_failure", error), wanted)) from error
     _raise_failed(job.run)
 
 
@@ -255,6 +257,19 @@ def _why(failures: Mapping[int, Exception], most: int) -> str:
     times = f"more than {most} time{'s' if most != 1 else ''} (workers.failures)" if most else "(workers.failures=0)"
     return (f"workers failed {times}; at last worker {rank}: {type(cause).__name__}: {tracking.cut(text, 600)}. "
             "--resume goes on from the last checkpoint")
+
+
+def _why_none(error: Exception, wanted: Workers) -> str:
+    """What kept workers from starting together."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    if isinstance(error, WorkerGroupStartupTimeoutError):
+        why = (f"workers.count={wanted.least} did not find room in {max(60.0, wanted.wait):g} s (workers.wait), "
+               f"{wanted.failures + 1} times (workers.failures): nodes were lost, or others use them")
+    else:
+        text = " ".join(tracking.mask(str(error)).split())
+        why = f"workers could not be started together: {type(error).__name__}: {tracking.cut(text, 600)}"
+    return f"{why}. --resume goes on from the last checkpoint"
 
 
 def _attempt(config: dict[str, Any]) -> None:

@@ -176,6 +176,18 @@ def test_what_lost_the_workers_is_told_and_not_what_followed_from_it():
     assert _why({0: full, 1: gone}, 3) == "no room"
 
 
+def test_what_kept_workers_from_starting_is_told():
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+    from workflows.settings import Workers
+    from workflows.train import _why_none
+    wanted = Workers(count=4, failures=2, wait=90)
+    late = _why_none(WorkerGroupStartupTimeoutError(4), wanted)
+    assert "workers.count=4 did not find room in 90 s (workers.wait), 3 times" in late and "--resume" in late
+    assert "workers could not connect: refused. --resume" in _why_none(
+        WorkerGroupStartupFailedError("workers could not connect: refused"), wanted)
+
+
 STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state
 
 
@@ -356,6 +368,19 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143 and "--resume demand-" in said(tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_run_whose_node_does_not_come_back_ends_and_says_what_is_missing(nodes, tmp_path):
+    more = ["training.epochs=2000", "workers.count=2", "workers.failures=1"]
+    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
+    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    process.communicate(timeout=400)
+    told = said(tmp_path)
+    assert process.returncode == 1 and "workers.count=2 did not find room in 60 s (workers.wait), 2 times" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.soak
