@@ -12,8 +12,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 # The longest files begin first, so that none of them ends alone: with `--dist loadfile` a file is one process's.
-LONG = ("test_search", "test_faults", "test_compare", "test_train", "test_distributed", "test_job", "test_report",
-        "test_generate", "test_tracking")
+LONG = ("test_search", "test_compare", "test_faults", "test_injected", "test_train", "test_distributed", "test_job",
+        "test_report", "test_hosts", "test_generate", "test_tracking")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

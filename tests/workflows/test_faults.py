@@ -99,6 +99,7 @@ def alone(tmp_path_factory):
     return finish(start(folder), folder), folder
 
 
+@pytest.mark.soak
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, tmp_path):
     result = killed_worker_run(start(tmp_path, "workers.count=2"), tmp_path, 2)
     assert weights(result) == weights(undisturbed)
@@ -191,8 +192,9 @@ def test_what_kept_workers_from_starting_is_told():
 STATEFUL = ["workflows/experiments/chorales.yaml", "task.window=8", "training.epochs=15"]       # lanes carry a state
 
 
-@pytest.mark.parametrize(("more", "step", "name"), [
-    ([], 20, "demand"), pytest.param(STATEFUL, 100, "chorales", marks=pytest.mark.soak)], ids=["windows", "stateful"])
+@pytest.mark.soak
+@pytest.mark.parametrize(("more", "step", "name"), [([], 20, "demand"), (STATEFUL, 100, "chorales")],
+                         ids=["windows", "stateful"])
 def test_a_killed_driver_is_resumed_to_the_same_weights(more, step, name, alone, tmp_path):
     whole = finish(start(tmp_path, *more), tmp_path) if more else alone[0]
     broken = tmp_path / "broken"

@@ -47,7 +47,7 @@ def wait_for(text, folder):
 
 @pytest.mark.parametrize(("own", "message"), [
     ("storage", "storage is another folder here: what the driver wrote is missing"),
-    ("data", "data.csv is missing")])
+    pytest.param("data", "data.csv is missing", marks=pytest.mark.soak)])
 def test_what_only_one_host_has_is_found_out_before_anything_is_done(own, message, hosts, tmp_path):
     shared = hosts.folder / "shared"
     data = (hosts.folder if own == "data" else shared) / "data.csv"
