@@ -23,14 +23,28 @@ from typing import Any, TypeVar
 import psutil
 
 T = TypeVar("T")
+WORKER = "RayTrainWorker"
+LAUNCHED: list[subprocess.Popen[str]] = []
+
+
+def alone() -> dict[str, str]:
+    """The environment, without the address of a Ray."""
+    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
 
 
 def launch(folder: Path, words: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a command, which by itself knows no Ray but its own; what it says goes to `folder`/stderr."""
-    if environment is None:
-        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    environment = alone() if environment is None else environment
     with open(folder / "stderr", "a") as errors:
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    LAUNCHED.append(process)
+    return process
+
+
+def kill_launched() -> None:
+    """End what a test has launched and left, as one that fails does."""
+    while LAUNCHED:
+        LAUNCHED.pop().kill()                              # nothing happens to one that has ended
 
 
 def finish(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> Any:
@@ -55,6 +69,16 @@ def said(folder: Path) -> str:
     return "".join(file.read_text()[-3000:] for file in (folder / "stderr", folder / "log") if file.exists())
 
 
+def below(driver: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """Processes that a driver started whose command has `name` in it."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):                            # it may be gone
+            if process.is_running() and name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 class Run:
     """A training by tests/lineage.py: watched, hurt, and resumed when its driver is gone.
 
@@ -72,12 +96,22 @@ class Run:
         self.launch()
 
     def launch(self, *more: str) -> None:
-        os.environ["RONDO_TEST"] = str(self.folder)
-        self.process = launch(self.folder, [sys.executable, "-m", "tests.lineage", str(self.log), *more,
-                                            *self.overrides])
+        words = [sys.executable, "-m", "tests.lineage", str(self.log), *more, *self.overrides]
+        self.process = launch(self.folder, words, {**alone(), "RONDO_TEST": str(self.folder)})
 
-    def finish(self) -> Any:
-        return finish(self.process, self.folder)
+    def finish(self, seconds: float) -> Any:
+        return finish(self.process, self.folder, seconds)
+
+    def end(self) -> list[int]:
+        """Kill what is left of it; which processes those were."""
+        killed = []
+        while left := self.processes():
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            killed += [process.pid for process in left]
+            psutil.wait_procs(left, timeout=5)
+        return killed
 
     def step(self) -> int:
         """The last that was trained."""
@@ -87,16 +121,7 @@ class Run:
         return next((one["step"] for one in reversed(told) if "step" in one), 0)
 
     def workers(self) -> list[psutil.Process]:
-        return self.named("RayTrainWorker")
-
-    def named(self, name: str) -> list[psutil.Process]:
-        """Those below the driver whose command has `name` in it."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):                        # it may be gone
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return below(self.process, WORKER)
 
     def processes(self) -> list[psutil.Process]:
         """All that it started and that still run, whoever their parents are now."""
@@ -178,12 +203,12 @@ class Injector:
         return True
 
     def raylet_killed(self) -> bool:
-        self.run.named("raylet/raylet")[0].kill()
+        below(self.run.process, "raylet/raylet")[0].kill()
         return True
 
     def record_killed(self) -> None:
         """The process that writes the record."""
-        self.run.named("ray::Tracker")[0].kill()
+        below(self.run.process, "ray::Tracker")[0].kill()
 
     def checkpoint_damaged(self) -> bool:
         """The newest checkpoint is cut short, and then needed."""
@@ -256,9 +281,13 @@ class ObjectStore:
         with open(folder / "log", "ab") as log:
             self.process = subprocess.Popen([*there, sys.executable, "-u", "-c", begin, "-H", host, "-p", "0"],
                                             stdout=log, stderr=log, start_new_session=True)
-        found = wait_until(lambda: re.findall(r"Running on http://(\S+)", (folder / "log").read_text()), folder)
-        make = f"import urllib.request as r; r.urlopen(r.Request('http://{found[0]}/bucket', method='PUT'))"
-        subprocess.run([*there, sys.executable, "-c", make], check=True)
+        try:
+            found = wait_until(lambda: re.findall(r"Running on http://(\S+)", (folder / "log").read_text()), folder, 60)
+            make = f"import urllib.request as r; r.urlopen(r.Request('http://{found[0]}/bucket', method='PUT'))"
+            subprocess.run([*there, sys.executable, "-c", make], check=True)
+        except BaseException:
+            self.stop()
+            raise
         self.options = f"?scheme=http&endpoint_override={found[0]}&region=us-east-1"
 
     def uri(self, name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from tests.faults import ACCESS, wait_until
+from tests.heads import BIN
 
-BIN = Path(sys.executable).parent
 FIRST, SECOND = "10.231.0.1", "10.231.0.2"
 # A command of the second host: `folder` is empty there but for folder/shared, and /dev/shm, for objects, is its own.
 ALONE = """
@@ -98,16 +97,22 @@ class Hosts:
     def processes(self, *hosts: str) -> list[psutil.Process]:
         """All that run on these hosts."""
         names = [self.names[host == SECOND] for host in hosts]
-        found = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-                 for name in names]
-        return [psutil.Process(int(pid)) for pids in found for pid in pids if psutil.pid_exists(int(pid))]
+        told = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout for name in names]
+        found = []
+        for pid in " ".join(told).split():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(pid)))
+        return found
 
     def stop(self) -> None:
         """End all that runs on them, and the hosts."""
-        for process in self.processes(FIRST, SECOND):
-            process.send_signal(signal.SIGKILL)
+        while left := self.processes(FIRST, SECOND):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=5)
         for started in self.started:
             started.wait()
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -259,6 +259,7 @@ class _Mailbox:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.stops = False
+        self.heard = -math.inf
 
     def put(self, event: dict[str, Any]) -> bool:
         self.events.append(event)
@@ -270,12 +271,20 @@ class _Mailbox:
     def asked(self) -> bool:
         return self.stops
 
+    def beat(self) -> None:
+        self.heard = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since a worker was there."""
+        return time.monotonic() - self.heard
+
     def take(self) -> list[dict[str, Any]]:
         events, self.events = self.events, []
         return events
 
 
-QUIET = 0.5          # seconds
+QUIET = 0.5          # seconds without a word after which a worker asks
+BEAT = 1.0           # seconds between two signs of life
 
 
 class Line:
@@ -311,6 +320,31 @@ class Line:
     def ask(self) -> None:
         """Ask the workers to stop."""
         self.box.ask.remote()
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Of a worker: let the one who watches know that it is there."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT):
+                self.box.beat.remote()
+
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def deserted(self) -> bool:
+        """Whether no worker is there, and none will hear that it is asked to stop."""
+        import ray
+
+        try:
+            silence: float = ray.get(self.box.silence.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            return False
+        return silence > 10 * BEAT
 
 
 @contextmanager

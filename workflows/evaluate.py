@@ -83,12 +83,13 @@ def evaluate(bundle: str | Path, overrides: list[str] | None = None, *, split: s
 
 def prepare_only(source: str | Path | None, overrides: list[str], *, verbose: bool = False) -> dict[str, Any]:
     """Prepare an experiment's data, and say where it is and how much."""
-    from workflows.train import prepare
+    from workflows.train import check_nodes, prepare
 
     experiment: Experiment = load(source, overrides)
     cluster.check_paths(experiment)
     place = cluster.connect(Workers(), verbose=verbose)
     try:
+        check_nodes(experiment)
         prepared = prepare(experiment)
     finally:
         cluster.disconnect(place)

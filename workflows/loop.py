@@ -284,8 +284,8 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
     model.task.quick = quick
     with torch.inference_mode():
         for step in steps:
-            if stops is not None and workers.sum(torch.tensor(float(stops()))) > 0:
-                raise Stopped
+            if stops is not None:
+                _check_stop(stops, workers)
             here: dict[str, Sums] = {}
             for batch in step.micro:
                 batch = batch.to(workers.device)
@@ -307,11 +307,17 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
                       model.task.artifacts(reduced["model"]))
 
 
-def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Workers) -> None:
-    """One pass over the training rows, sums added over workers, then each baseline solves its own."""
+def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Workers,
+                  stops: Callable[[], bool] = lambda: False) -> None:
+    """One pass over the training rows, sums added over workers, then each baseline solves its own.
+
+    Raises:
+        Stopped: `stops` said so on some worker.
+    """
     fitted = list(fitted)
     sums: dict[str, Tensor] = {}
     for step in steps:
+        _check_stop(stops, workers)
         for batch in step.micro:
             batch = batch.to(workers.device)
             for method in fitted:
@@ -319,6 +325,11 @@ def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Wo
                 sums[method.name] = sums[method.name] + moments if method.name in sums else moments
     for method in fitted:
         method.fit(workers.sum(sums[method.name]).to(workers.device))
+
+
+def _check_stop(stops: Callable[[], bool], workers: Workers) -> None:
+    if workers.sum(torch.tensor(float(stops()))) > 0:
+        raise Stopped
 
 
 def _reduced(sums: Sums, workers: Workers) -> Sums:

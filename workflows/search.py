@@ -334,6 +334,7 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
     import torch
 
     from workflows import loop
+    from workflows.train import check_nodes
     from workflows.trial import Shared
     from workflows.worker import Data
 
@@ -343,6 +344,7 @@ def _opened(kind: str, studies: list[Study], experiment: Experiment, folder: Sto
     opened = Hunt(experiment, studies, folder, name, kind, place, made, console, tracker, ledger, shared)
     ready = _reach_nodes()
     with console.busy("preparing data"):
+        check_nodes(studies[0].experiment)
         _prepare(opened)
     prepared = next(iter(shared.prepared.values()))
     console.notes(prepared)

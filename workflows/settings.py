@@ -77,9 +77,10 @@ class Workers:
         cpus: CPUs of each worker, also its torch threads; null: an equal share of this machine's, or 1 on a cluster and
             in a search.
         gpus: GPUs of each worker.
-        failures: times that lost workers are replaced before the run fails.
+        failures: times, in all, that lost workers are replaced before the run fails.
         wait: seconds to wait for a cluster to grow to what is asked for; 0 refuses at once. For nodes that are lost in
-            a run it waits as long, 60 s at least, `failures` + 1 times.
+            a run it waits as long, 60 s at least, `failures` + 1 times in all; with [least, most], until there are
+            the least.
         timeout: seconds without a step after which a worker counts as hung and is replaced; 0 waits for ever. The
             worker that runs in the starting process is not watched.
     """

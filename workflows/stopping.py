@@ -68,8 +68,10 @@ def listening() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def beside(work: Callable[[], None], stop: Stop, ask: Callable[[], None]) -> None:
+def beside(work: Callable[[], None], stop: Stop, ask: Callable[[], None], deserted: Callable[[], bool]) -> None:
     """Run `work` in a thread, so that this one hears signals; at the first, `ask` is called, once.
+
+    After it, work that is `deserted` - nobody is there who could hear of it - is left behind.
 
     Raises:
         Exception: what `work` raised. KeyboardInterrupt: a second signal; then `work` is left behind.
@@ -90,5 +92,7 @@ def beside(work: Callable[[], None], stop: Stop, ask: Callable[[], None]) -> Non
         if stop and not asked:
             asked = True
             ask()
+        if asked and deserted():
+            break
     if raised:
         raise raised[0]

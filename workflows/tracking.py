@@ -140,8 +140,9 @@ class Recorder(ABC):
         if wait:
             self.settle()
 
-    def settle(self) -> None:  # noqa: B027 - where `put` itself writes there is nothing to wait for
-        """Wait until what was recorded before is on disk."""
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait until what was recorded before is on disk, where the disk has room for it."""
 
     @abstractmethod
     def source(self) -> dict[str, str]:
@@ -249,6 +250,12 @@ class Tracker(Recorder):
             if record["op"] == "begin":
                 for late in self._early.pop(record["key"], []):
                     self.put(late)
+
+    def settle(self) -> None:
+        with self._changed:
+            self._write_held()
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def _append(self, line: bytes) -> None:
         self._held.append(line)
@@ -477,7 +484,6 @@ class RemoteTracker(Recorder):
 
     def __init__(self, actor: Any, source: dict[str, str]) -> None:
         self._actor, self._source = actor, source
-        self._last: Any = None
 
     def __reduce__(self) -> Any:
         return RemoteTracker, (self._actor, self._source)
@@ -486,11 +492,10 @@ class RemoteTracker(Recorder):
         return self._source
 
     def put(self, record: Record) -> None:
-        self._last = self._actor.put.remote(record)
+        self._actor.put.remote(record)
 
     def settle(self) -> None:
-        if self._last is not None:
-            self._wait(self._last, 60.0)
+        self._wait(self._actor.settle.remote(), 60.0)
 
     def _wait(self, answer: Any, timeout: float) -> Any:
         """The actor's answer; None when there is none in time."""
@@ -606,13 +611,13 @@ class SystemMetrics:
 def mask(text: str) -> str:
     """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
     text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
-    text = re.sub(r"://[^\s/:@]+@", "://***@", text)  # a token alone
+    text = re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/:@]+@", "://***@", text)  # a token alone; there no secret
     return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
 
 
 def without_secrets(text: str) -> str:
     """The text with no user, password or token in its URIs, for files that are passed on."""
-    return re.sub(r"://[^\s/@]+@", "://", mask(text))
+    return re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/@]+@", "://", mask(text))
 
 
 def busy(spool: Path) -> bool:

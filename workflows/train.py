@@ -89,6 +89,22 @@ def check_splits(experiment: Experiment) -> None:
         raise no_split("validation", sorted(dataset.splits))
 
 
+def check_nodes(experiment: Experiment) -> None:
+    """With several nodes, look on each for the storage and the raw files of an experiment.
+
+    Raises:
+        ValueError: what a node does not reach.
+    """
+    if not cluster.several_nodes():
+        return
+    from datasets.prepare import cache_key
+    from workflows.preflight import check_reach
+
+    dataset, storage = dataset_of(experiment), Storage(experiment.storage)
+    made = storage.exists(f"prepared/{cache_key(dataset)}/manifest.json")
+    check_reach(storage, [] if made else [source.uri for source in dataset.sources()])
+
+
 def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepared:
     """The experiment's prepared data: made now, or found. Needs a connected Ray to be made.
 
@@ -97,18 +113,11 @@ def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepar
         dataset: where it is not simply the one that the experiment describes.
 
     Raises:
-        ValueError: what is wrong with the data, or which node does not reach it.
+        ValueError: what is wrong with the data.
     """
-    from datasets.prepare import cache_key
     from datasets.prepare import prepare as make
-
-    dataset, storage = dataset or dataset_of(experiment), Storage(experiment.storage)
-    if cluster.several_nodes():
-        from workflows.nodes import check_reach
-        made = storage.exists(f"prepared/{cache_key(dataset)}/manifest.json")
-        check_reach(storage, [] if made else [source.uri for source in dataset.sources()])
-    return make(dataset, storage / "prepared", shard_bytes=storing_of(experiment).shard_bytes,
-                limit=experiment.quarantine.limit)
+    return make(dataset or dataset_of(experiment), Storage(experiment.storage) / "prepared",
+                shard_bytes=storing_of(experiment).shard_bytes, limit=experiment.quarantine.limit)
 
 
 def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[Any]]:
@@ -129,6 +138,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
     if experiment.training.precision == "bf16" and not experiment.workers.gpus and not cpu_has_bf16():
         console.say("note: this CPU has no bf16 instructions; training.precision=fp32 is many times faster here")
     with console.busy("preparing data"):
+        check_nodes(experiment)
         prepared = prepare(experiment)
     console.notes(prepared)
     import torch
@@ -185,9 +195,9 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
                 TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
                 return
             with relay(console) as line:
-                job.tell, job.stop = line, line.stops
+                job.tell, job.stop, job.present = line, line.stops, line.present
                 # Ray Train, in the main thread, would answer signals itself, and without a checkpoint.
-                beside(lambda: fit_workers(job, work), stop, line.ask)
+                beside(lambda: fit_workers(job, work), stop, line.ask, line.deserted)
                 if stop and not job.run.exists("result.json"):
                     raise Stopped
         except (Stopped, KeyboardInterrupt, Lost) as error:               # workers, too, may have heard the signal
@@ -206,19 +216,17 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-    from workflows.nodes import Meeting
+    from workflows.backend import TolerantTorchConfig
 
     wanted = job.experiment.workers
     count = tuple(wanted.count) if isinstance(wanted.count, list) else wanted.count
     patience = int(wanted.timeout) or FOREVER
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)     # of a process that does not answer
-    # How long it waits for nodes that were lost; where fewer will do, Ray Train's own 60 s.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
-        max(60.0, wanted.wait if wanted.least == wanted.most else 0.0))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_patience(wanted))
     resources = {"CPU": job.cpus, **({"GPU": wanted.gpus} if wanted.gpus else {})}
     job.run.remove(FAILED)
     trainer = TorchTrainer(
-        _attempt, train_loop_config={"job": job, "work": work}, torch_config=Meeting(timeout_s=patience),
+        _attempt, train_loop_config={"job": job, "work": work}, torch_config=TolerantTorchConfig(timeout_s=patience),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=wanted.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(name=f"attempts-{uuid.uuid4().hex[:8]}", storage_path=(job.run / "ray").uri,
                              failure_config=FailureConfig(max_failures=wanted.failures,
@@ -259,12 +267,17 @@ def _why(failures: Mapping[int, Exception], most: int) -> str:
             "--resume goes on from the last checkpoint")
 
 
+def _patience(wanted: Workers) -> float:
+    """Seconds that workers may take to start, on nodes that are to come back or come; where fewer will do, 60."""
+    return max(60.0, wanted.wait if wanted.least == wanted.most else 0.0)
+
+
 def _why_none(error: Exception, wanted: Workers) -> str:
     """What kept workers from starting together."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     if isinstance(error, WorkerGroupStartupTimeoutError):
-        why = (f"workers.count={wanted.least} did not find room in {max(60.0, wanted.wait):g} s (workers.wait), "
+        why = (f"workers.count={wanted.count} did not find room in {_patience(wanted):g} s (workers.wait), "
                f"{wanted.failures + 1} times (workers.failures): nodes were lost, or others use them")
     else:
         text = " ".join(tracking.mask(str(error)).split())
@@ -280,7 +293,8 @@ def _attempt(config: dict[str, Any]) -> None:
     if job.run.exists(FAILED):
         return
     try:
-        config["work"](job)
+        with job.present():
+            config["work"](job)
     except Stopped:
         return                       # the driver knows: it asked for it
     except (ValueError, Diverged) as error:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,6 +51,7 @@ class Job:
         tracker: of the run (pickled: a handle).
         tell: takes an event for the one who watches.
         stop: asked at each step whether to stop after it.
+        present: what a worker of Ray Train is in while it is there.
         entered: when the process that was called started, in seconds since 1970.
         alone: this process is no worker of Ray Train.
         watched: a ``Watchdog`` may end this process; not the one that was started.
@@ -66,6 +68,7 @@ class Job:
     tracker: Any
     tell: Callable[[dict[str, Any]], None]
     stop: Callable[[], bool] = lambda: False
+    present: Callable[[], AbstractContextManager[None]] = nullcontext
     entered: float = 0.0
     alone: bool = False
     watched: bool = True
@@ -475,7 +478,7 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
     settings = job.experiment.training
     fitted = list(model.task.fitted_baselines())
     if fitted:
-        loop.fit_baselines(fitted, data.evaluation("train"), workers)
+        loop.fit_baselines(fitted, data.evaluation("train"), workers, job.stop)
     metrics = {"train/loss": progress.history[_best_epoch(progress)]["train/loss"]}
     others: dict[str, dict[str, float]] = {}
     artifacts: list[dict[str, Any]] = []

@@ -5,6 +5,8 @@ import subprocess
 import pytest
 import ray
 
+from tests.faults import kill_launched
+
 
 @pytest.fixture(scope="module")
 def session():
@@ -25,3 +27,10 @@ def small_disk(tmp_path):
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """What a test launched and did not wait for, because it failed, ends with it."""
+    yield
+    kill_launched()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.multiprocessing as mp
 import models
 from datasets.plan import keys, share
 from models.batch import Batch
-from workflows.loop import Hooks, Step, Workers, _gradients
+from workflows.loop import Hooks, Step, Stopped, Workers, _gradients, evaluate
 from workflows.settings import Training
 
 SPEC = {"frontend": "patches", "channels": 5, "targets": 2, "known": 1, "observed": True, "season": 4, "lookback": 12,
@@ -133,17 +134,26 @@ def test_accumulated_micro_batches_give_the_gradient_of_one(kind, family):
         assert (gradient(kind, family, 0, 1, parts) - alone).abs().max() < 1e-10
 
 
-def test_an_evaluation_ends_at_the_step_at_which_some_worker_is_asked_to_stop():
-    from workflows.loop import Stopped, evaluate
-    seen, asked = [], iter([False, False, True])
+def stopped_evaluation(rank, world, folder):
+    """The last of the workers is asked at the third step; each writes down which steps it began."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    begun = []
     model, rows, targets = model_and_rows("gru")
 
     def steps():
         for number in range(5):
-            seen.append(number)
+            begun.append(number)
             yield Step(0, (0, number), ROWS, [Batch(rows, {}, targets, torch.ones(ROWS), torch.arange(ROWS))], ROWS, 0)
 
     with pytest.raises(Stopped):
         evaluate(model, steps(), Workers(torch.device("cpu")), precision="fp64",
-                 stops=lambda: next(asked))
-    assert seen == [0, 1, 2]
+                 stops=lambda: rank == world - 1 and len(begun) == 3)
+    (Path(folder) / f"begun-{rank}").write_text(str(begun))
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_an_evaluation_ends_on_all_workers_at_the_step_at_which_one_is_asked_to_stop(tmp_path):
+    mp.spawn(stopped_evaluation, (2, str(tmp_path)), nprocs=2)
+    assert [(tmp_path / f"begun-{rank}").read_text() for rank in range(2)] == ["[0, 1, 2]"] * 2

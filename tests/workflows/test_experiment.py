@@ -97,7 +97,7 @@ def test_an_unknown_kind_task_or_family_lists_the_known_ones(section, key, value
     ("name=a/b", "name='a/b' may hold letters, digits and _ . -"),
     ("storage=''", "storage='' must be a text"),
     ("storage=s3://me:very@bucket/runs", "storage has a user, key or token in it, which all results would repeat"),
-    ("storage=abfs://runs@account/?sas_token=very", "storage has a user, key or token in it"),
+    ("storage=abfss://runs@account.dfs.core.windows.net/?sas_token=very", "storage has a user, key or token in it"),
     ("training.seed=99999999999999999999", "training.seed=99999999999999999999 is too large; use less than 2**63"),
 ])
 def test_a_value_of_the_wrong_type_is_refused(override, said):

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.storage import Storage
-from tests.faults import ACCESS, ObjectStore, finish, launch, said, wait_until
-from workflows.console import Line
+from tests.faults import ACCESS, WORKER, ObjectStore, below, finish, launch, said, wait_until
+from workflows.console import Console, Line, relay
+from workflows.stopping import Stop, beside
 from workflows.train import _why
 from workflows.worker import Unwritable
 
@@ -54,11 +55,6 @@ def wait_for_checkpoint(folder, step, name="*"):
                            folder.glob(f"runs/{name}-*/checkpoints/step-*/manifest.json")), folder)
 
 
-def workers_of(process):
-    return [p for p in psutil.Process(process.pid).children(recursive=True)
-            if p.is_running() and "RayTrainWorker" in "".join(p.cmdline())]
-
-
 def weights(result):
     return (Path(result["bundle"]) / "model.safetensors").read_bytes()
 
@@ -81,7 +77,7 @@ def points(folder, result):
 
 def killed_worker_run(process, folder, count):
     wait_for_checkpoint(folder, 20)
-    victims = workers_of(process)
+    victims = below(process, WORKER)
     assert len(victims) == count
     victims[-1].kill()
     return finish(process, folder)
@@ -112,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, t
 def test_a_worker_that_hangs_is_replaced_in_time_and_the_weights_are_the_same(undisturbed, tmp_path):
     process = start(tmp_path, "workers.count=2", "workers.timeout=15")
     wait_for_checkpoint(tmp_path, 20)
-    victims = workers_of(process)
+    victims = below(process, WORKER)
     victims[-1].suspend()
     begin = time.monotonic()
     wait_until(lambda: not victims[-1].is_running() or victims[-1].status() == psutil.STATUS_ZOMBIE, tmp_path)
@@ -164,6 +160,37 @@ def test_a_stop_is_heard_however_late_the_answers_come(monkeypatch):
     assert line.stops()
 
 
+def test_a_worker_that_has_nothing_to_tell_asks_whether_to_stop(session):
+    with relay(Console(show=False)) as line:
+        line.ask()
+        wait_for_true(line.stops, 10)
+
+
+def test_work_is_deserted_once_no_worker_has_shown_signs_of_life_for_a_while(session, monkeypatch):
+    monkeypatch.setattr("workflows.console.BEAT", 0.1)
+    with relay(Console(show=False)) as line:
+        assert line.deserted()                             # nobody has come yet
+        with line.present():
+            wait_for_true(lambda: not line.deserted(), 10)
+            time.sleep(1.5)
+            assert not line.deserted()
+        wait_for_true(line.deserted, 10)
+
+
+def wait_for_true(what, seconds):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_after_a_signal_deserted_work_is_left_behind():
+    begin, stop = time.monotonic(), Stop()
+    stop.signal = signal.SIGTERM
+    beside(lambda: time.sleep(30), stop, lambda: None, lambda: time.monotonic() - begin > 0.5)
+    assert 0.5 < time.monotonic() - begin < 10
+
+
 def test_what_lost_the_workers_is_told_and_not_what_followed_from_it():
     from ray.exceptions import OutOfMemoryError
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
@@ -185,6 +212,8 @@ def test_what_kept_workers_from_starting_is_told():
     wanted = Workers(count=4, failures=2, wait=90)
     late = _why_none(WorkerGroupStartupTimeoutError(4), wanted)
     assert "workers.count=4 did not find room in 90 s (workers.wait), 3 times" in late and "--resume" in late
+    elastic = Workers(count=[2, 4], wait=90)
+    assert "workers.count=[2, 4] did not find room in 60 s" in _why_none(WorkerGroupStartupTimeoutError(2), elastic)
     assert "workers could not connect: refused. --resume" in _why_none(
         WorkerGroupStartupFailedError("workers could not connect: refused"), wanted)
 
@@ -383,6 +412,20 @@ def test_a_run_whose_node_does_not_come_back_ends_and_says_what_is_missing(nodes
     told = said(tmp_path)
     assert process.returncode == 1 and "workers.count=2 did not find room in 60 s (workers.wait), 2 times" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_signal_is_heard_while_no_worker_is_there(nodes, tmp_path):
+    more = ["training.epochs=2000", "workers.count=2", "workers.wait=600"]
+    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
+    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    time.sleep(45)                                         # Ray has noticed, and waits for another
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and "--resume demand-" in said(tmp_path) and "Traceback" not in said(tmp_path)
+    assert run_of(tmp_path).info.status == "KILLED"
 
 
 @pytest.mark.soak

@@ -89,6 +89,8 @@ def run_of(uri: str, key: str) -> Any:
         ("https://host/x?password=secret&n=1", "https://host/x?password=***&n=1"),
         ("https://host/x?sig=secret&se=1", "https://host/x?sig=***&se=1"),
         ("s3://b/k?secret_key=secret", "s3://b/k?secret_key=***"),
+        ("abfss://runs@account.dfs.core.windows.net/x?sas_token=secret",
+         "abfss://runs@account.dfs.core.windows.net/x?sas_token=***"),
         ("http://host:5000/a and b@c", "http://host:5000/a and b@c"),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
     ],
