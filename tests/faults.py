@@ -170,10 +170,10 @@ class Injector:
         """Cause all of them, each once the run has recovered from the one before; the run is not waited for."""
         for step, fault in self.plan:
             wait_until(lambda at=step: self.run.step() >= at, self.run.folder)                 # type: ignore[misc]
-            size, begin = self.run.log.stat().st_size, time.monotonic()
+            begin = time.monotonic()
             resume = getattr(self, fault)()
             if resume is not None:
-                self.run.recover(size, resume=resume)
+                self.run.recover(self.run.log.stat().st_size, resume=resume)
                 self.run.restarts += time.monotonic() - begin
 
     # Each returns whether the run has to be resumed by hand; None: it is to go on as if nothing had happened.
