@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datasets.storage import Storage, sha256
+from datasets.storage import Storage, sha256, without_secrets
 
 if TYPE_CHECKING:
     import ray.data
@@ -164,8 +164,8 @@ def _encode(dataset: RawDataset, target: Storage, token: str, shard_bytes: int, 
             source = ", ".join(s.uri for s in dataset.sources()[:3]) or f"dataset.kind={dataset.kind}"
             raise ValueError(f"{source}: there are no rows to prepare for {name}; add some, or name another file")
     state = dataset.state([summary for part in written.values() for summary in part.summaries])
-    return {"format": FORMAT, "kind": dataset.kind, "options": dataset.options(),
-            "sources": [{"uri": s.uri, "size": s.size, "mtime": s.mtime} for s in dataset.sources()], "state": state,
+    sources = [{"uri": without_secrets(s.uri), "size": s.size, "mtime": s.mtime} for s in dataset.sources()]
+    return {"format": FORMAT, "kind": dataset.kind, "options": dataset.options(), "sources": sources, "state": state,
             "parts": {name: {"shards": part.shards, "index": part.index} for name, part in written.items()},
             "quarantine": _write_quarantine(bad, target) | {"kept": kept}}
 
@@ -174,6 +174,7 @@ def _write_quarantine(bad: list[dict[str, Any]], target: Storage) -> dict[str, A
     if not bad:
         return {"rows": 0, "first": [], "file": ""}
     sink = pa.BufferOutputStream()
+    bad = [{**record, "uri": without_secrets(record["uri"])} for record in bad]
     pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), sink, compression="zstd")
     target.write("quarantine.parquet", sink.getvalue())        # whoever prepares the same data writes the same
     return {"rows": len(bad), "first": bad[:10], "file": "quarantine.parquet"}

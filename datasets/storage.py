@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,15 @@ class Storage:
 def sha256(data: bytes | pa.Buffer) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
+
+
+def mask(text: str) -> str:
+    """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
+    text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/:@]+@", "://***@", text)  # a token alone; there no secret
+    return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
+
+
+def without_secrets(text: str) -> str:
+    """The text with no user, password or token in its URIs, for files that are passed on."""
+    return re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/@]+@", "://", mask(text))

@@ -27,7 +27,7 @@ FILES = {
     "datasets/ingest.py": DATASETS | {"ray", "torch"},
     "workflows/settings.py": set(),
     "workflows/loop.py": LOOP, "workflows/checkpoint.py": LOOP, "workflows/bundle.py": LOOP,
-    "workflows/tracking.py": {"mlflow", "ray", "psutil", "pynvml", "workflows"},
+    "workflows/tracking.py": {"mlflow", "ray", "psutil", "pynvml", "workflows", "datasets.storage"},
 }
 FOLDERS = {"models": MODELS, "datasets": DATASETS, "workflows": WORKFLOWS}
 

@@ -43,8 +43,8 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
 
 
 def _fail_by(error: Exception, verbose: bool) -> None:
+    from datasets.storage import mask
     from workflows.stopping import Interrupted
-    from workflows.tracking import mask
     if verbose:
         traceback.print_exc()
     kind = type(error).__name__

@@ -15,6 +15,8 @@ from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from datasets.storage import mask
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -44,7 +46,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.rich.print(text, markup=False)
+        self.rich.print(mask(text), markup=False)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:

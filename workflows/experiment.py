@@ -21,8 +21,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from datasets.storage import without_secrets
 from workflows.settings import Quarantine, Search, Storing, Tracking, Training, Workers
-from workflows.tracking import without_secrets
 
 if typing.TYPE_CHECKING:
     from datasets import RawDataset

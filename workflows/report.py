@@ -19,10 +19,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from datasets.storage import Storage
+from datasets.storage import Storage, without_secrets
 from workflows import charts
 from workflows.charts import AGAINST, PLAIN, REFERENCE, Chart, Key, Line, Look, Point, Row, finite, looks, number
-from workflows.tracking import without_secrets
 
 Told = dict[str, Any]                                     # what a run has left, read from its JSON
 FILES = {"compare": "compare.json", "search": "search.json", "train": "result.json"}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.storage import Storage
+from datasets.storage import Storage, mask, without_secrets
 from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
@@ -151,7 +151,7 @@ class Hunt:
                      *self.experiment.overrides]
             raise Interrupted(f"stopped; {done} trials have ended, and those that ran go on from their checkpoints. "
                               f"Continue with: python -m workflows {self.kind} "
-                              f"{tracking.mask(shlex.join(words))}", stop.code) from None
+                              f"{mask(shlex.join(words))}", stop.code) from None
 
     def _begin(self, record: Record) -> None:
         """Put a trial on record: a child of the search's run."""
@@ -230,7 +230,7 @@ class Hunt:
             "seconds": round(time.time() - self.started + self._before(), 1),
             "used": round(sum(r.seconds for r in self.ledger.records), 1),
             "run_id": self.tracker.run_id(self.name, timeout=30),
-            "tracking": tracking.without_secrets(self.experiment.tracking.uri), "notes": self.notes,
+            "tracking": without_secrets(self.experiment.tracking.uri), "notes": self.notes,
             "versions": {name: importlib.metadata.version(name) for name in ("ray", "torch", "mlflow", "optuna")}}
 
     def _before(self) -> float:
@@ -577,7 +577,7 @@ def command(kind: str) -> str:
     """The command that was given, as it can be given again."""
     program = Path(sys.argv[0]).name == "__main__.py"
     if program:
-        return f"python -m workflows {tracking.mask(shlex.join(sys.argv[1:]))}"
+        return f"python -m workflows {mask(shlex.join(sys.argv[1:]))}"
     return f"workflows.{kind}.{kind}(...)"
 
 

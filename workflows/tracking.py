@@ -35,6 +35,8 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from datasets.storage import mask
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, register, end), key, time in ms, ...
 
@@ -603,21 +605,6 @@ class SystemMetrics:
                 values[f"system/gpu_{index}_watts"] = self._nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3
                 values[f"system/gpu_{index}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
         return values
-
-
-# URIs.
-
-
-def mask(text: str) -> str:
-    """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
-    text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
-    text = re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/:@]+@", "://***@", text)  # a token alone; there no secret
-    return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
-
-
-def without_secrets(text: str) -> str:
-    """The text with no user, password or token in its URIs, for files that are passed on."""
-    return re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/@]+@", "://", mask(text))
 
 
 def busy(spool: Path) -> bool:

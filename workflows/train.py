@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from datasets.storage import Storage
+from datasets.storage import Storage, mask
 from workflows import cluster, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
@@ -261,7 +261,7 @@ def _why(failures: Mapping[int, Exception], most: int) -> str:
     rank, cause = min(causes.items(), key=lambda item: (weight(item[1]), item[0]))
     if isinstance(cause, Unwritable):
         return str(cause)
-    text = " ".join(tracking.mask(str(cause)).split()) or "no message"
+    text = " ".join(mask(str(cause)).split()) or "no message"
     times = f"more than {most} time{'s' if most != 1 else ''} (workers.failures)" if most else "(workers.failures=0)"
     return (f"workers failed {times}; at last worker {rank}: {type(cause).__name__}: {tracking.cut(text, 600)}. "
             "--resume goes on from the last checkpoint")
@@ -280,7 +280,7 @@ def _why_none(error: Exception, wanted: Workers) -> str:
         why = (f"workers.count={wanted.count} did not find room in {_patience(wanted):g} s (workers.wait), "
                f"{wanted.failures + 1} times (workers.failures): nodes were lost, or others use them")
     else:
-        text = " ".join(tracking.mask(str(error)).split())
+        text = " ".join(mask(str(error)).split())
         why = f"workers could not be started together: {type(error).__name__}: {tracking.cut(text, 600)}"
     return f"{why}. --resume goes on from the last checkpoint"
 
@@ -315,7 +315,7 @@ def _how_to_resume(job: Job) -> str:
     source = job.experiment.source
     words = [*([source] if source not in ("", "experiment") else []), "--resume", job.name, *job.experiment.overrides]
     return (f"stopped; checkpoints are in {(job.run / 'checkpoints').uri}. Continue with: "
-            f"python -m workflows train {tracking.mask(shlex.join(words))}")
+            f"python -m workflows train {mask(shlex.join(words))}")
 
 
 def leave(result: dict[str, Any], experiment: Experiment, prepared: Prepared, cached: dict[str, list[Any]],

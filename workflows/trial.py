@@ -151,8 +151,8 @@ def folder_of(search: Storage, number: int) -> Storage:
 
 def reason(error: BaseException) -> str:
     """Why a trial failed, in a line or two."""
+    from datasets.storage import mask
     from workflows.loop import Diverged
-    from workflows.tracking import mask
 
     text = mask(str(error)).strip()
     if isinstance(error, MemoryError) or any(words in text.lower() for words in NO_MEMORY):

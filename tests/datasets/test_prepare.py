@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -14,6 +15,7 @@ from datasets import prepare as preparing
 from datasets.ingest import cache, configure_ray_data
 from datasets.prepare import Prepared, Shard, cache_key, load, prepare, read_rows
 from datasets.storage import Storage
+from tests.faults import ACCESS, ObjectStore
 from workflows.experiment import dataset_of
 from workflows.experiment import load as load_experiment
 
@@ -158,6 +160,25 @@ def test_a_crash_before_the_manifest_leaves_nothing_that_loads(tmp_path, monkeyp
         load(root / left)
     again = prepare(dataset, root)
     assert sorted(stored(again)["series"].to_pylist()) == ["a", "b"]
+
+
+def test_keys_in_the_uri_of_raw_data_are_not_written_down(tmp_path, monkeypatch):
+    store = ObjectStore(tmp_path)
+    try:
+        with monkeypatch.context() as known:
+            for key, value in ACCESS.items():
+                known.setenv(key, value)
+            rows = [{"text": "good" if i % 2 else "bad", "label": i % 2} for i in range(40)]
+            rows.append({"text": "", "label": 0})
+            Storage(store.uri("raw")).write("rows.jsonl", "\n".join(map(json.dumps, rows)).encode())
+        uri = store.uri("raw/rows.jsonl").replace("s3://", "s3://test:test@")
+        dataset = datasets.build("text", path=uri, text="text", label="label", split={"validation": 0.2})
+        prepared = prepare(dataset, Storage(tmp_path / "prepared"), limit=0.1)
+    finally:
+        store.stop()
+    shown = uri.replace("test:test@", "")
+    assert [prepared.quarantine.first[0]["uri"]] == pq.read_table(prepared.quarantine.uri)["uri"].to_pylist() == [shown]
+    assert not [file for file in (tmp_path / "prepared").rglob("*") if file.is_file() and b"test@" in file.read_bytes()]
 
 
 def test_wrong_data_leaves_no_files_behind(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datasets.storage import Storage, sha256
+from datasets.storage import Storage, mask, sha256, without_secrets
 from tests.faults import ACCESS, ObjectStore
 
 
@@ -178,3 +178,27 @@ def test_an_object_store_is_a_folder_like_another(tmp_path, monkeypatch):
         store.stop()
     with pytest.raises(OSError, match="runs/a"):
         storage.write("a", b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:secret@host:5000/x", "http://me:***@host:5000/x"),
+        ("failed: mysql://me:se:cr@et@db/x (then http://a:b@c)", "failed: mysql://me:***@db/x (then http://a:***@c)"),
+        ("https://secrettoken@host", "https://***@host"),
+        ("https://host/x?password=secret&n=1", "https://host/x?password=***&n=1"),
+        ("https://host/x?sig=secret&se=1", "https://host/x?sig=***&se=1"),
+        ("s3://b/k?secret_key=secret", "s3://b/k?secret_key=***"),
+        ("abfss://runs@account.dfs.core.windows.net/x?sas_token=secret",
+         "abfss://runs@account.dfs.core.windows.net/x?sas_token=***"),
+        ("http://host:5000/a and b@c", "http://host:5000/a and b@c"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_mask_hides_passwords_and_nothing_else(text: str, shown: str) -> None:
+    assert mask(text) == shown
+
+
+def test_what_is_passed_on_names_no_user_but_keeps_the_containers_of_azure():
+    assert without_secrets("s3://me:secret@bucket/x, http://me@host") == "s3://bucket/x, http://host"
+    assert without_secrets("abfss://runs@account/x") == "abfss://runs@account/x"

@@ -26,7 +26,6 @@ from workflows.tracking import (
     connect,
     cut,
     find,
-    mask,
     start,
 )
 
@@ -78,25 +77,6 @@ def run_of(uri: str, key: str) -> Any:
 
 
 # Without a store.
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("http://me:secret@host:5000/x", "http://me:***@host:5000/x"),
-        ("failed: mysql://me:se:cr@et@db/x (then http://a:b@c)", "failed: mysql://me:***@db/x (then http://a:***@c)"),
-        ("https://secrettoken@host", "https://***@host"),
-        ("https://host/x?password=secret&n=1", "https://host/x?password=***&n=1"),
-        ("https://host/x?sig=secret&se=1", "https://host/x?sig=***&se=1"),
-        ("s3://b/k?secret_key=secret", "s3://b/k?secret_key=***"),
-        ("abfss://runs@account.dfs.core.windows.net/x?sas_token=secret",
-         "abfss://runs@account.dfs.core.windows.net/x?sas_token=***"),
-        ("http://host:5000/a and b@c", "http://host:5000/a and b@c"),
-        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
-    ],
-)
-def test_mask_hides_passwords_and_nothing_else(text: str, shown: str) -> None:
-    assert mask(text) == shown
 
 
 def test_check_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
