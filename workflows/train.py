@@ -287,17 +287,22 @@ def _why_none(error: Exception, wanted: Workers) -> str:
 
 def _attempt(config: dict[str, Any]) -> None:
     """One worker of one attempt. An error that would come again is left for the driver, and the next attempt ends."""
+    import torch.distributed as dist
+
     from workflows.loop import Diverged, Stopped
 
     job: Job = config["job"]
     if job.run.exists(FAILED):
         return
+    together = dist.is_initialized()
     try:
         with job.present():
             config["work"](job)
     except Stopped:
         return                       # the driver knows: it asked for it
     except (ValueError, Diverged) as error:
+        if together and not dist.is_initialized():           # Ray Train ends workers so, too, when nodes come or go
+            raise RuntimeError("the workers were taken apart") from error
         job.run.write(FAILED, json.dumps({"kind": type(error).__name__, "text": str(error)}).encode())
         raise
 
