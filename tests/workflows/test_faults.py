@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,14 +293,22 @@ def test_workers_one_killed_end_in_the_same_weights(begin, count, more, tmp_path
     assert weights(broken) == weights(whole)
 
 
+@pytest.mark.soak
 def test_a_shard_that_is_removed_while_it_streams_is_named(tmp_path):
-    process = start(tmp_path, "training.epochs=500", "dataset.cache_bytes=0")
+    more = ["training.epochs=500", "dataset.cache_bytes=0"]
+    process = start(tmp_path, *more)
     wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
     (shard,) = (p for p in tmp_path.glob("runs/prepared/*/*.parquet") if not p.stem.endswith("index"))
     shard.unlink()
     process.communicate(timeout=120)
     told = said(tmp_path)
     assert process.returncode == 2 and f"{shard}: prepared data is missing; delete" in told and "Traceback" not in told
+    shutil.rmtree(shard.parent)
+    process = start(tmp_path, *more, "--resume")
+    wait_until(lambda: ", from step " in said(tmp_path), tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
 
 
 @pytest.fixture
