@@ -117,7 +117,8 @@ def test_a_worker_that_hangs_is_replaced_in_time_and_the_weights_are_the_same(un
     assert weights(finish(process, tmp_path)) == weights(undisturbed)
 
 
-@pytest.mark.parametrize("for_good", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["a while", "for good"])
+@pytest.mark.soak
+@pytest.mark.parametrize("for_good", [False, True], ids=["a while", "for good"])
 def test_a_full_disk_costs_no_whole_checkpoint_and_no_point(for_good, alone, tmp_path, small_disk):
     undisturbed, folder = alone
     process = start(tmp_path, f"storage={small_disk}/runs")
