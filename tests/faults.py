@@ -199,7 +199,10 @@ class Injector:
         return True
 
     def driver_told(self) -> bool:
-        self.run.process.send_signal(self.random.choice([signal.SIGTERM, signal.SIGINT]))
+        number = self.random.choice([signal.SIGTERM, signal.SIGINT])
+        self.run.process.send_signal(number)
+        self.run.process.communicate(timeout=120)
+        assert self.run.process.returncode == 128 + number, said(self.run.folder)
         return True
 
     def raylet_killed(self) -> bool:

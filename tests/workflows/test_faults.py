@@ -262,9 +262,9 @@ def test_another_number_of_workers_goes_on_with_the_rows_that_are_left(before, a
         assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize(("count", "number"), [
-    (2, signal.SIGTERM), *(pytest.param(*one, marks=pytest.mark.soak) for one in (
-        (1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGINT)))])
+@pytest.mark.soak
+@pytest.mark.parametrize(("count", "number"), [(2, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT),
+                                               (2, signal.SIGINT)])
 def test_a_signal_ends_training_after_its_step_with_a_checkpoint(tmp_path, count, number):
     process = start(tmp_path, "training.epochs=500", "training.checkpoint_steps=0", f"workers.count={count}")
     wait_until(lambda: any("train/step_loss" in p.read_text() for p in tmp_path.glob("runs/*/tracking.jsonl")),

@@ -16,7 +16,7 @@ from workflows.tracking import connect
 
 ROWS, BATCH = 14_600, 64                                   # of the default data
 EPOCHS = 40
-FEW = ["worker_killed", "driver_killed", "checkpoint_damaged"]
+FEW = ["worker_killed", "driver_told", "checkpoint_damaged"]
 MANY = 2 * ["worker_killed", "worker_killed_again"] + 3 * ["driver_killed"] + 3 * ["driver_told"] + 2 * [
     "worker_hangs", "raylet_killed", "record_killed", "checkpoint_damaged", "disk_full"]
 

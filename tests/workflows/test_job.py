@@ -101,7 +101,7 @@ def test_driver_and_worker_are_two_processes_that_run_the_uploaded_source(head, 
 def test_the_upload_is_all_of_the_source_and_nothing_else(head, trained):
     uploaded = Path(trained["seen"]["file"]).parents[1]
     assert files_of(uploaded) == head.files
-    assert sum((uploaded / f).stat().st_size for f in files_of(uploaded)) < 1.9e6             # sent uncompressed
+    assert sum((uploaded / f).stat().st_size for f in files_of(uploaded)) < 2.5e6             # sent uncompressed
 
 
 def test_a_finished_job_leaves_no_process(head, trained):
@@ -177,7 +177,7 @@ def test_a_search_uses_both_nodes_and_is_one_run(head, trained):
         assert joining.wait(timeout=120) == 0, (head.folder / "join.log").read_text()
     done = head.submit("search", "search", "training.epochs=25", "model.hidden_size=16", "search.trials=4",
                        "search.scheduler=none", f"storage={head.folder}/runs",
-                       f"tracking.uri=sqlite:///{head.folder}/mlflow.db", "--json").json()
+                       f"tracking.uri=sqlite:///{head.folder}/mlflow.db", "--json", timeout=280).json()
     assert {t["status"] for t in done["trials"]} == {"finished"} and len(done["trials"]) == 4
     assert len({t["node_id"] for t in done["trials"]}) == 2
     from workflows.tracking import connect
