@@ -29,7 +29,8 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
     """Ray Train's own, for which a worker that is lost while they meet is one more that is lost, and not the end."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(choose_interface)
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            worker_group.execute(choose_interface)
         try:
             super().on_start(worker_group, backend_config)
         except RayTaskError as error:
