@@ -103,13 +103,16 @@ def sha256(data: bytes | pa.Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+USER = r"(?<!abfs)(?<!abfss)(?<!\bgs)://"       # what a user or a token follows in a URI; there it is no secret
+
+
 def mask(text: str) -> str:
     """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
     text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
-    text = re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/:@]+@", "://***@", text)  # a token alone; there no secret
+    text = re.sub(USER + r"[^\s/:@]+@", "://***@", text)  # a token alone
     return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
 
 
 def without_secrets(text: str) -> str:
     """The text with no user, password or token in its URIs, for files that are passed on."""
-    return re.sub(r"(?<!abfs)(?<!abfss)(?<!\bgs)://[^\s/@]+@", "://", mask(text))
+    return re.sub(USER + r"[^\s/@]+@", "://", mask(text))

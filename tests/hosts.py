@@ -35,7 +35,6 @@ class Hosts:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rondo"))              # short: names of sockets have 107 characters
         (self.folder / "shared").mkdir()
-        (self.folder / "stderr").touch()
         names = f"rondo{os.getpid()}"
         self.names, self.started = (f"{names}a", f"{names}b"), list[subprocess.Popen[bytes]]()
         self.environment = {**os.environ, **ACCESS, "HOME": str(self.folder / "shared"),

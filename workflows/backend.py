@@ -13,6 +13,8 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
+from workflows.cluster import several_nodes
+
 
 def choose_interface() -> None:
     """Let gloo use the network interface of the address that Ray knows this node by.
@@ -29,7 +31,7 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
     """Ray Train's own, for which a worker that is lost while they meet is one more that is lost, and not the end."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        if sum(node["Alive"] for node in ray.nodes()) > 1:
+        if several_nodes():
             worker_group.execute(choose_interface)
         try:
             super().on_start(worker_group, backend_config)

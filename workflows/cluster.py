@@ -117,9 +117,8 @@ def _wait_for_room(workers: Workers) -> None:
             # for the rest. Every second, as a cluster has one request, and once a run has used Ray Data or Train there,
             # what these ask for, be it nothing, replaces it every 20 s.
             request_resources(bundles=[bundle] * workers.least)
-        nodes = sum(node["Alive"] for node in ray.nodes())                # Ray tells of those that are gone, too
         try:
-            _check(workers, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {nodes} nodes")
+            _check(workers, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes())} nodes")
             return
         except ValueError:
             if time.monotonic() >= deadline:
@@ -144,9 +143,15 @@ def _started() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
+def nodes() -> list[dict[str, Any]]:
+    """Those of the connected Ray, which also tells of nodes that are gone."""
+    import ray
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def several_nodes() -> bool:
     """Whether this process has a Ray of more than one node."""
-    return _started() and sum(node["Alive"] for node in sys.modules["ray"].nodes()) > 1
+    return _started() and len(nodes()) > 1
 
 
 def _check(workers: Workers, total: dict[str, Any], said: str) -> None:

@@ -284,8 +284,7 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
     model.task.quick = quick
     with torch.inference_mode():
         for step in steps:
-            if stops is not None:
-                _check_stop(stops, workers)
+            _check_stop(stops, workers)
             here: dict[str, Sums] = {}
             for batch in step.micro:
                 batch = batch.to(workers.device)
@@ -308,7 +307,7 @@ def evaluate(model: SequenceModel, steps: Iterable[Step], workers: Workers, *, p
 
 
 def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Workers,
-                  stops: Callable[[], bool] = lambda: False) -> None:
+                  stops: Callable[[], bool] | None = None) -> None:
     """One pass over the training rows, sums added over workers, then each baseline solves its own.
 
     Raises:
@@ -327,8 +326,8 @@ def fit_baselines(fitted: Iterable[Baseline], steps: Iterable[Step], workers: Wo
         method.fit(workers.sum(sums[method.name]).to(workers.device))
 
 
-def _check_stop(stops: Callable[[], bool], workers: Workers) -> None:
-    if workers.sum(torch.tensor(float(stops()))) > 0:
+def _check_stop(stops: Callable[[], bool] | None, workers: Workers) -> None:
+    if stops is not None and workers.sum(torch.tensor(float(stops()))) > 0:
         raise Stopped
 
 

@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets.storage import Storage
+from workflows.cluster import nodes
 
 ANSWER = 120.0                # seconds in which all nodes start a process, fetch the code and answer
 SOME = 100                    # files that are looked for, at most
@@ -35,7 +36,7 @@ def check_reach(storage: Storage, sources: Sequence[str] = ()) -> None:
     storage.write(f"{probe}/driver", probe.encode())
     look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = {node["NodeID"]: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(
-        node["NodeID"], soft=False)).remote(storage.uri, probe, node["NodeID"], local) for node in _alive()}
+        node["NodeID"], soft=False)).remote(storage.uri, probe, node["NodeID"], local) for node in nodes()}
     try:
         deadline = time.monotonic() + ANSWER
         told = {node: _answer(answer, deadline - time.monotonic()) for node, answer in asked.items()}
@@ -43,16 +44,12 @@ def check_reach(storage: Storage, sources: Sequence[str] = ()) -> None:
                  if problem is None and not storage.exists(f"{probe}/{node}")}
     finally:
         storage.delete(probe)
-    problems = [f"node {node['NodeManagerAddress']}: {told[node['NodeID']]}" for node in _alive()
+    problems = [f"node {node['NodeManagerAddress']}: {told[node['NodeID']]}" for node in nodes()
                 if told.get(node["NodeID"])]
     if problems:
         raise ValueError(f"not all nodes reach what this run needs; storage is {storage.uri}:\n" + "\n".join(problems)
                          + "\nUse a folder that every node mounts at this path, or a URI such as s3://BUCKET/runs with "
                          "credentials on every node")
-
-
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _answer(answer: Any, seconds: float) -> str | None:

@@ -372,7 +372,7 @@ def _reach_nodes() -> list[Any]:
 
     from workflows.train import load_modules
 
-    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
+    nodes = [node["NodeID"] for node in cluster.nodes()]
     task: Any = ray.remote(num_cpus=0)(load_modules)
     return [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
             for node in nodes] if len(nodes) > 1 else []

@@ -392,6 +392,21 @@ def nodes():
     cluster.shutdown()
 
 
+def start_on(nodes, folder, *more):
+    return launch(folder, command(folder, "training.epochs=2000", *more), {**os.environ, "RAY_ADDRESS": nodes.address})
+
+
+def lose_a_node(nodes):
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+
+def train_on_both(nodes, folder, *more):
+    """A training with a worker on each node, once it has ended an epoch."""
+    process = start_on(nodes, folder, "workers.count=2", *more)
+    wait_until(lambda: "epoch 1/" in said(folder), folder)
+    return process
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
@@ -399,11 +414,10 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
         """The number of workers, each time that training has begun."""
         return [int(n) for n in re.findall(r" rows an epoch, (\d+) worker", (tmp_path / "stderr").read_text())]
 
-    process = launch(tmp_path, command(tmp_path, "training.epochs=2000", "workers.count=[1, 2]"),
-                     {**os.environ, "RAY_ADDRESS": nodes.address})
+    process = start_on(nodes, tmp_path, "workers.count=[1, 2]")
     wait_until(lambda: begins() == [2], tmp_path, 300)
     begin = time.monotonic()
-    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    lose_a_node(nodes)
     wait_until(lambda: begins()[-1] == 1, tmp_path, 300)
     print(f"went on with one worker {time.monotonic() - begin:.0f} s after its node was killed")
     nodes.add_node(num_cpus=1)
@@ -418,10 +432,8 @@ def test_workers_go_and_come_with_their_nodes(nodes, tmp_path):
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_run_whose_node_does_not_come_back_ends_and_says_what_is_missing(nodes, tmp_path):
-    more = ["training.epochs=2000", "workers.count=2", "workers.failures=1"]
-    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
-    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
-    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    process = train_on_both(nodes, tmp_path, "workers.failures=1")
+    lose_a_node(nodes)
     process.communicate(timeout=400)
     told = said(tmp_path)
     assert process.returncode == 1 and "workers.count=2 did not find room in 60 s (workers.wait), 2 times" in told
@@ -431,10 +443,8 @@ def test_a_run_whose_node_does_not_come_back_ends_and_says_what_is_missing(nodes
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_signal_is_heard_while_no_worker_is_there(nodes, tmp_path):
-    more = ["training.epochs=2000", "workers.count=2", "workers.wait=600"]
-    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
-    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
-    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    process = train_on_both(nodes, tmp_path, "workers.wait=600")
+    lose_a_node(nodes)
     time.sleep(45)                                         # Ray has noticed, and waits for another
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -446,9 +456,7 @@ def test_a_signal_is_heard_while_no_worker_is_there(nodes, tmp_path):
 @pytest.mark.timeout(900)
 def test_a_node_that_is_to_be_taken_away_is_left_with_a_checkpoint(nodes, tmp_path):
     """Training goes on at that step when there is another node for it."""
-    more = ["training.epochs=2000", "training.checkpoint_steps=0", "workers.count=2"]
-    process = launch(tmp_path, command(tmp_path, *more), {**os.environ, "RAY_ADDRESS": nodes.address})
-    wait_until(lambda: "epoch 1/" in said(tmp_path), tmp_path)
+    process = train_on_both(nodes, tmp_path, "training.checkpoint_steps=0")
     (leaving,) = nodes.worker_nodes
     begin = time.monotonic()
     subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address, "--node-id",

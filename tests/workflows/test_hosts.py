@@ -76,7 +76,6 @@ def object_store(hosts):
     """On the first host."""
     folder = hosts.folder / "store"
     folder.mkdir()
-    (folder / "stderr").touch()
     store = ObjectStore(folder, FIRST, hosts.on_first())
     yield store
     store.stop()
