@@ -68,8 +68,7 @@ def change_speed(samples: Tensor, lengths: Tensor, keys: Tensor, *, speed: float
     Returns:
         samples (B, T'), 0 in padded steps, and their lengths on the CPU: sample t is the old row at t x factor.
     """
-    factor = 1 + speed * (2 * uniform(keys, 1, SPEED).double() - 1)                     # (B, 1)
-    played, changed = _played(samples[..., None], lengths, factor)
+    played, changed = _played(samples[..., None], lengths, _speeds(keys, speed))
     return played[..., 0], changed
 
 
@@ -79,12 +78,37 @@ def change_tempo(x: Tensor, lengths: Tensor, keys: Tensor, *, tempo: float) -> t
     Args and returns are those of ``change_speed``, but factors are drawn from 1 / (1 + tempo) to 1 + tempo, as often
     below 1 as above.
     """
-    return _played(x, lengths, (1 + tempo) ** (2 * uniform(keys, 1, TEMPO).double() - 1))
+    return _played(x, lengths, _tempos(keys, tempo))
+
+
+def speed_lengths(lengths: Tensor, keys: Tensor, *, speed: float) -> Tensor:
+    """The lengths (B,) that ``change_speed`` gives."""
+    return _played_lengths(lengths, _speeds(keys, speed))
+
+
+def tempo_lengths(lengths: Tensor, keys: Tensor, *, tempo: float) -> Tensor:
+    """The lengths (B,) that ``change_tempo`` gives."""
+    return _played_lengths(lengths, _tempos(keys, tempo))
+
+
+def _speeds(keys: Tensor, speed: float) -> Tensor:
+    """(B, 1) float64."""
+    return 1 + speed * (2 * uniform(keys, 1, SPEED).double() - 1)
+
+
+def _tempos(keys: Tensor, tempo: float) -> Tensor:
+    """(B, 1) float64."""
+    factors: Tensor = (1 + tempo) ** (2 * uniform(keys, 1, TEMPO).double() - 1)
+    return factors
+
+
+def _played_lengths(lengths: Tensor, factor: Tensor) -> Tensor:
+    return ((lengths[:, None] - 1) / factor).floor().long()[:, 0] + 1
 
 
 def _played(x: Tensor, lengths: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, T, F) read at every `factor` (B, 1) steps: (B, T', F) and lengths."""
-    changed = ((lengths[:, None] - 1) / factor).floor().long()[:, 0] + 1
+    changed = _played_lengths(lengths, factor)
     factor, last = factor.to(x.device), (lengths - 1).to(x.device)[:, None]
     place = torch.arange(int(changed.max()), device=x.device) * factor                  # (B, T'), float64: exact places
     low = torch.minimum(place.floor().long(), last)

@@ -56,17 +56,17 @@ class ChoiceTask(Task):
         """(the right classes (...) int64, the weights of these decisions by their rows (...))."""
         raise NotImplementedError
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Sum over decisions of row weight x class weight."""
         return self._weights(*self.truth(batch)).sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over decisions of row weight x class weight x cross entropy, sum of those weights)."""
-        return self._loss(self.outputs(model, batch), batch), self.weight(batch)
+        return self._loss(self.outputs(model, batch), batch), self.weight(model, batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         out = self.outputs(model, batch)
-        return {"loss": mean(self._loss(out, batch), self.weight(batch)), **self._counted(out.argmax(-1), batch)}
+        return {"loss": mean(self._loss(out, batch), self.weight(model, batch)), **self._counted(out.argmax(-1), batch)}
 
     def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         others = {k: v for k, v in sums.items() if k not in ("confusion", "decisions")}

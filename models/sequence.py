@@ -58,6 +58,10 @@ class Frontend(nn.Module):
         """(x (R, T, size), lengths (R,) on the CPU, context)."""
         raise NotImplementedError
 
+    def lengths(self, batch: Batch) -> Tensor:
+        """The lengths (R,) that `forward` gives in the same mode, on the CPU, without computing any features."""
+        raise NotImplementedError
+
 
 class Baseline(ABC):
     """A simple method that is fitted in one pass over the training rows, from sums that add over workers."""
@@ -111,8 +115,8 @@ class Task(nn.Module):
         """(weighted sum of the rows' losses, sum of their weights), both scalars."""
         raise NotImplementedError
 
-    def weight(self, batch: Batch) -> Tensor:
-        """The weight that `loss` will return, without running the model."""
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """The weight that `loss` will return, without running the model: at most its front end is asked for lengths."""
         raise NotImplementedError
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:

@@ -203,6 +203,7 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
 
     Raises:
         Diverged: the gradient is not finite; no later checkpoint was saved.
+        ValueError: no row of the training or the validation split counts in the loss.
         Stopped: `hooks.stops` said so on some worker.
     """
     if over(training, progress):
@@ -348,7 +349,7 @@ def _gradients(wrapped: nn.Module, model: SequenceModel, step: Step, training: T
         in the exchange that the weight needs.
     """
     micro = [b.to(workers.device) for b in step.micro]
-    mine = torch.stack([model.task.weight(b).double() for b in micro]).sum()
+    mine = torch.stack([model.task.weight(model, b).double() for b in micro]).sum()
     whole, stops, saves = mine, hooks.stops(), hooks.saves()
     if workers.world > 1:
         told = workers.sum(torch.cat([mine.reshape(1), mine.new_tensor([stops, saves])]))
@@ -388,8 +389,10 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
     if (progress.epoch_rows, progress.epoch_checksum) != (rows, expected):
         raise RuntimeError(f"epoch {progress.epoch} trained on {progress.epoch_rows} rows (checksum "
                            f"{progress.epoch_checksum}); the plan has {rows} (checksum {expected})")
-    metrics = {"train/loss": progress.epoch_loss / max(progress.epoch_weight, 1e-12)}
+    _check_counted("train", progress.epoch_weight != 0)
+    metrics = {"train/loss": progress.epoch_loss / progress.epoch_weight}
     metrics |= {f"validation/{k}": v for k, v in validate().items()}
+    _check_counted("validation", "validation/loss" in metrics)
     judged = metrics[f"validation/{model.task.primary}"] * (-1 if model.task.maximise else 1)
     loss = metrics["validation/loss"]
     better = (judged, loss) < (progress.best, progress.best_loss)
@@ -407,6 +410,14 @@ def _end_epoch(model: SequenceModel, training: Training, progress: Progress, met
     hooks.epoch(metrics, progress)                   # before it is saved: nobody takes these steps again afterwards
     with meter.saving():
         hooks.save(progress, better)
+
+
+def _check_counted(split: str, counted: bool) -> None:
+    """Raise ValueError unless some row of a split counts in the loss: an epoch without a loss cannot be judged."""
+    if not counted:
+        raise ValueError(f"no row of the {split} split counts in the loss: all weigh 0, as where labels or values are "
+                         "missing, or where, with task.kind=transcribe, each text needs more steps than its row has; "
+                         "a smaller model.stack or model.hop_ms gives more steps")
 
 
 def over(training: Training, progress: Progress) -> bool:

@@ -71,6 +71,10 @@ class FramesFrontend(Frontend):
         """(x (B, T, F), lengths (B,) on the CPU)."""
         raise NotImplementedError
 
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        """The lengths (B,) that `frames` gives in the same mode, on the CPU, without computing any frame."""
+        raise NotImplementedError
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x (B, ceil(T / stack), F * stack), lengths, nothing."""
         x, lengths = self.frames(batch)
@@ -78,12 +82,19 @@ class FramesFrontend(Frontend):
             x = augment.mask_steps(x, lengths, batch.keys, masks=self.time_masks, share=self.time_mask)
             x = augment.mask_bins(x, batch.keys, masks=self.frequency_masks, share=self.frequency_mask)
         if self.stack > 1:
-            x, lengths = stacked(x, lengths, self.stack)
-        return x, lengths, {}
+            x = stacked(x, lengths, self.stack)
+        return x, self._steps(lengths), {}
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """ceil(frames / stack) of each row."""
+        return self._steps(self.frame_lengths(batch))
+
+    def _steps(self, frames: Tensor) -> Tensor:
+        return frames if self.stack == 1 else (frames + self.stack - 1) // self.stack
 
 
-def stacked(x: Tensor, lengths: Tensor, stack: int) -> tuple[Tensor, Tensor]:
+def stacked(x: Tensor, lengths: Tensor, stack: int) -> Tensor:
     """Each `stack` neighbouring steps joined: (B, T, F) -> (B, ceil(T / stack), F * stack); padded steps are 0."""
     x = x.masked_fill(~step_mask(x, lengths)[..., None], 0)         # a row's last step may hold some of its padding
     x = F.pad(x, (0, 0, 0, -x.shape[1] % stack))
-    return x.reshape(x.shape[0], -1, x.shape[2] * stack), (lengths + stack - 1) // stack
+    return x.reshape(x.shape[0], -1, x.shape[2] * stack)

@@ -17,7 +17,11 @@ class Frames(FramesFrontend):
 
     def frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """values (B, T, C) and their lengths."""
-        return batch.inputs["values"], batch.lengths["values"]
+        return batch.inputs["values"], self.frame_lengths(batch)
+
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        """Those of the values."""
+        return batch.lengths["values"]
 
 
 def build(spec: Mapping[str, Any], *, stack: int = 1, time_masks: int = 0, time_mask: float = 0.1,

@@ -70,12 +70,12 @@ class LogMel(FramesFrontend):
         kind = torch.promote_types(self.kind.dtype, torch.float32)
         with torch.autocast(samples.device.type, enabled=False):        # bf16 has 3 digits: less than 16-bit samples
             x = samples.to(kind).masked_fill(~step_mask(samples, lengths), 0) / 32768
-            keys = batch.keys if self.training else None
+            keys = self._keys(batch)
             if keys is not None and self.speed:
                 x, lengths = augment.change_speed(x, lengths, keys, speed=self.speed)
             if keys is not None and self.gain:
                 x = augment.change_gain(x, keys, decibels=self.gain)
-            frames = (lengths - self.window).clamp(min=0) // self.hop + 1
+            frames = self._windows(lengths)
             x = self._energies(x).clamp(min=FLOOR).log()
             if keys is not None and self.tempo:
                 x, frames = augment.change_tempo(x, frames, keys, tempo=self.tempo)
@@ -83,6 +83,24 @@ class LogMel(FramesFrontend):
                 x = augment.tilt_bands(x, keys, decibels=self.tilt)
             x, mask = self._normalised(x, frames)
             return x.masked_fill(~mask, 0).to(self.kind.dtype), frames
+
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        """Windows of each row, as augmentation leaves them."""
+        lengths, keys = batch.lengths["samples"], self._keys(batch)
+        if keys is not None and self.speed:
+            lengths = augment.speed_lengths(lengths, keys, speed=self.speed)
+        frames = self._windows(lengths)
+        if keys is not None and self.tempo:
+            frames = augment.tempo_lengths(frames, keys, tempo=self.tempo)
+        return frames
+
+    def _keys(self, batch: Batch) -> Tensor | None:
+        """What augmentation is drawn from; None where there is none."""
+        return batch.keys if self.training else None
+
+    def _windows(self, lengths: Tensor) -> Tensor:
+        """Windows that lie inside each row; of a row that is shorter than one, one."""
+        return (lengths - self.window).clamp(min=0) // self.hop + 1
 
     def _normalised(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, F, M) around 0, and which frames are no padding, (B, F, 1)."""

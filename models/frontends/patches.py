@@ -67,8 +67,12 @@ class Patches(Frontend):
         else:
             x = torch.cat([own, rest] if seen is None else [own, seen, rest], -1)
         x = x.reshape(rows * self.sequences, steps, self.size)
-        lengths = torch.full((len(x),), steps, dtype=torch.int64)
-        return x, lengths, {"shift": shift, "spread": spread}
+        return x, self.lengths(batch), {"shift": shift, "spread": spread}
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """Patches of a window, the same in all rows."""
+        rows, steps = batch.inputs["values"].shape[:2]
+        return torch.full((rows * self.sequences,), steps // self.patch, dtype=torch.int64)
 
     def _statistics(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """What is subtracted from, and divides, each target of each window: (B, N) twice."""

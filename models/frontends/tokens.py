@@ -45,7 +45,11 @@ class Tokens(Frontend):
             dropped = augment.uniform(keys, tokens.shape[1], augment.TOKEN) < self.token_dropout
             tokens = tokens.masked_fill(dropped & (tokens >= WORDS), UNKNOWN)
         x: Tensor = self.embedding(tokens)
-        return self.dropout(x), batch.lengths["tokens"], {}
+        return self.dropout(x), self.lengths(batch), {}
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """Those of the tokens."""
+        return batch.lengths["tokens"]
 
 
 def build(spec: Mapping[str, Any], *, embedding_size: int = 128, embedding_dropout: float = 0.0,

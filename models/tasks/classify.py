@@ -72,16 +72,16 @@ class ClassifySeveral(Task):
         encoded = model.encode(batch)
         return full(self.head(encoded.y, encoded.lengths))
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         return batch.weights.sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over rows of weight x mean binary cross entropy of its classes, sum of weights)."""
-        return self._loss(self.outputs(model, batch), batch), self.weight(batch)
+        return self._loss(self.outputs(model, batch), batch), self.weight(model, batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         out = self.outputs(model, batch)
-        return {"loss": mean(self._loss(out, batch), self.weight(batch)), **self._counted(out > 0, batch)}
+        return {"loss": mean(self._loss(out, batch), self.weight(model, batch)), **self._counted(out > 0, batch)}
 
     def result(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         others = {k: v for k, v in sums.items() if k != "decisions"}

@@ -71,14 +71,14 @@ class Forecast(Task):
         spread, shift = encoded.context["spread"], encoded.context["shift"]      # (B, N)
         return out * spread[:, None, :, None] + shift[:, None, :, None]
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Rows, each times the share of its targets that was measured."""
         seen = batch.targets.get("observed")
         return (batch.weights if seen is None else batch.weights * seen.mean((1, 2))).sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over rows of weight x mean loss over steps and targets that were measured, sum of weights)."""
-        return self._loss(self.outputs(model, batch), batch), self.weight(batch)
+        return self._loss(self.outputs(model, batch), batch), self.weight(model, batch)
 
     def _loss(self, out: Tensor, batch: Batch) -> Tensor:
         target = batch.targets["target"][..., None].expand_as(out)               # (B, Z, N, Q)
@@ -97,7 +97,7 @@ class Forecast(Task):
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         out = self.outputs(model, batch)
         sums = errors(out[..., self.middle], batch)
-        sums["loss"] = mean(self._loss(out, batch), self.weight(batch))
+        sums["loss"] = mean(self._loss(out, batch), self.weight(model, batch))
         if len(self.levels) > 1:
             target = batch.targets["target"]
             inside = (target >= out[..., 0]) & (target <= out[..., -1])

@@ -58,17 +58,17 @@ class Generate(Task):
         """(B, T, V) in at least fp32, before the softmax over tokens, or the sigmoid of each note."""
         return full(self.head(self.dropout(model.encode(batch).y)))
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Steps, by the weights of their rows."""
         lengths = next(iter(batch.lengths.values())).to(batch.weights.device)
         return (lengths * batch.weights).sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over rows of weight x negative log likelihood, sum over rows of weight x steps)."""
-        return self._loss(model, batch), self.weight(batch)
+        return self._loss(model, batch), self.weight(model, batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
-        sums = {"loss": mean(self._loss(model, batch), self.weight(batch))}
+        sums = {"loss": mean(self._loss(model, batch), self.weight(model, batch))}
         if isinstance(self.characters, Tensor):
             told = batch.targets["next"]
             written = (self.characters[told] * self._mask(batch)).sum(1)

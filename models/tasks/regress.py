@@ -40,14 +40,14 @@ class Regress(Task):
         encoded = model.encode(batch)
         return full(self.head(encoded.y, encoded.lengths))
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         return batch.weights.sum()
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum over rows of weight x mean squared error of its scaled numbers, sum of weights)."""
         out = self.outputs(model, batch)
         error = out - self.scaled(batch).to(out.dtype)
-        return (error.square().mean(1) * batch.weights).sum(), self.weight(batch)
+        return (error.square().mean(1) * batch.weights).sum(), self.weight(model, batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         return self._errors(self.outputs(model, batch), batch)

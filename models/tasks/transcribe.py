@@ -55,25 +55,28 @@ class Transcribe(Task):
         encoded = model.encode(batch)
         return full(self.head(self.dropout(encoded.y))).log_softmax(-1), encoded
 
-    def weight(self, batch: Batch) -> Tensor:
-        """Tokens of the texts, by the weights of their rows."""
-        return ((batch.targets["target"] >= 0).sum(1) * batch.weights).sum()
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """Tokens of the texts that fit their steps, by the weights of their rows."""
+        return self._weight(batch, self._fits(batch, model.frontend.lengths(batch)))
 
     def loss(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sum over rows of weight x negative log probability of the text, sum over rows of weight x tokens)."""
+        """(sum over rows of weight x negative log probability of the text, sum over rows of weight x tokens), both over
+        the rows whose text fits their steps."""
         scores, encoded = self.scores(model, batch)
-        return self._losses(scores, encoded, batch)[0], self.weight(batch)
+        fits = self._fits(batch, encoded.lengths)
+        return self._loss(scores, encoded, batch, fits), self._weight(batch, fits)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         scores, encoded = self.scores(model, batch)
-        total, fits = self._losses(scores, encoded, batch)
+        fits = self._fits(batch, encoded.lengths)
+        total = self._loss(scores, encoded, batch, fits)
         rows = [i for i, weight in enumerate(batch.weights.tolist()) if weight]
         truth = batch.targets["target"].tolist()
         found = self.decode(scores, encoded.lengths)
         assert self.writer is not None
         words, characters = errors(self.writer([truth[i] for i in rows]), self.writer([found[i] for i in rows]))
         device = scores.device
-        return {"loss": mean(total, self.weight(batch)), "wer": torch.tensor(words, device=device).double(),
+        return {"loss": mean(total, self._weight(batch, fits)), "wer": torch.tensor(words, device=device).double(),
                 "cer": torch.tensor(characters, device=device).double(),
                 "too_long": mean((~fits * batch.weights).sum(), batch.weights.sum())}
 
@@ -96,15 +99,24 @@ class Transcribe(Task):
         return [ctc.beam_search(row[:steps], beam=self.beam, language=self.language, weight=self.weight_of_language,
                                 bonus=self.token_bonus) for row, steps in zip(table, lengths.tolist(), strict=True)]
 
-    def _losses(self, scores: Tensor, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(the sum of weighted losses of rows whose text fits their steps, which rows those are (B,))."""
+    def _fits(self, batch: Batch, lengths: Tensor) -> Tensor:
+        """(B,) bool, whether each text fits its steps, of which there are `lengths` (B,): one for every token, and one
+        for a blank between two that are equal."""
+        target = batch.targets["target"]
+        repeats = ((target[:, 1:] == target[:, :-1]) & (target[:, 1:] >= 0)).sum(1)
+        fits: Tensor = (target >= 0).sum(1) + repeats <= lengths.to(target.device, non_blocking=True)
+        return fits
+
+    def _weight(self, batch: Batch, fits: Tensor) -> Tensor:
+        return ((batch.targets["target"] >= 0).sum(1) * fits * batch.weights).sum()
+
+    def _loss(self, scores: Tensor, encoded: Encoded, batch: Batch, fits: Tensor) -> Tensor:
+        """The sum of the weighted losses of rows that fit."""
         target = batch.targets["target"]
         sizes = (target >= 0).sum(1)
-        repeats = ((target[:, 1:] == target[:, :-1]) & (target[:, 1:] >= 0)).sum(1)
-        fits = sizes + repeats <= encoded.lengths.to(sizes.device)
         each = F.ctc_loss(scores.transpose(0, 1), target.clamp(min=0), encoded.lengths, sizes.cpu(), blank=ctc.BLANK,
                           reduction="none", zero_infinity=True)
-        return (each * batch.weights * fits).sum(), fits
+        return (each * batch.weights * fits).sum()
 
 
 def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, dropout: float = 0.0, beam: int = 1,

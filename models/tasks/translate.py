@@ -73,7 +73,7 @@ class Translate(Task):
         scores, _, attention = self._step(model, given, self.decoder.begin(memory), memory)
         return scores, attention
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Tokens of the texts and their ends, by the weights of their rows."""
         return (((batch.targets["target"] != NONE).sum(1) + 1) * batch.weights).sum()
 
@@ -83,7 +83,7 @@ class Translate(Task):
         Label smoothing (Szegedy et al. 2016) gives all tokens an equal share of the probability that is right.
         """
         scores, _ = self.scores(model, batch)
-        return self._loss(scores, batch, self.smoothing), self.weight(batch)
+        return self._loss(scores, batch, self.smoothing), self.weight(model, batch)
 
     def metrics(self, model: SequenceModel, batch: Batch) -> Sums:
         scores, _ = self.scores(model, batch)
@@ -93,7 +93,7 @@ class Translate(Task):
         written = self.writer(self.decode(model, batch))
         written = [written[i] for i in rows]
         device = scores.device
-        return {"loss": mean(self._loss(scores, batch, 0.0), self.weight(batch)),
+        return {"loss": mean(self._loss(scores, batch, 0.0), self.weight(model, batch)),
                 "bleu": torch.tensor(self.bleu.sums(right, written), device=device).double(),
                 "chrf": torch.tensor(self.chrf.sums(right, written), device=device).double()}
 

@@ -98,7 +98,7 @@ def test_loss_is_that_of_the_definition(kind, smoothing, class_weights, weights)
     with torch.no_grad():
         loss, weight = model(data)
     assert (loss.item(), weight.item()) == pytest.approx(expected, rel=1e-9)
-    assert model.task.weight(data).item() == weight.item()
+    assert model.task.weight(model, data).item() == weight.item()
     assert model.task.result(sums_of(model, data))["loss"] == pytest.approx(expected[0] / expected[1], rel=1e-9)
 
 

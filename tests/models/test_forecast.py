@@ -102,7 +102,7 @@ def test_loss_and_metrics_are_those_of_the_definition(loss, observed, weights):
         metrics = model.task.metrics(model, data)
     expected, share, sums = reference(out["quantiles"].numpy(), data, loss)
     np.testing.assert_allclose(float(total), expected, rtol=1e-6)         # levels are kept in float32
-    np.testing.assert_allclose([float(weight), float(model.task.weight(data))], share, rtol=1e-12)
+    np.testing.assert_allclose([float(weight), float(model.task.weight(model, data))], share, rtol=1e-12)
     assert set(metrics) == set(sums)
     for name, (value, count) in sums.items():
         np.testing.assert_allclose(float(metrics[name][0]), value, rtol=1e-6, err_msg=name)

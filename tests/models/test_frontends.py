@@ -56,6 +56,26 @@ def test_an_unknown_front_end_lists_the_known_ones_and_the_nearest():
         frontends.build("frame", {})
 
 
+KINDS = {"tokens": ({"vocabulary": 20}, {"token_dropout": 0.5}, "tokens", (7,)),
+         "frames": ({"channels": 2}, {"stack": 3, "time_masks": 1}, "values", (7, 2)),
+         "logmel": ({"rate": 8000}, {"mels": 20, "stack": 2, "speed": 0.4, "tempo": 0.5}, "samples", (7000,)),
+         "patches": ({"lookback": 7, "channels": 2, "targets": 2, "observed": False}, {"patch": 1}, "values", (7, 2))}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", frontends.names())
+def test_lengths_are_known_without_computing_features(name, training):
+    spec, options, field, shape = KINDS[name]
+    front = frontends.build(name, spec, **options).train(training)
+    x = torch.randint(4, 20, (3, *shape), dtype={"tokens": torch.int32, "samples": torch.int16}.get(field))
+    lengths = [7] * 3 if name == "patches" else [n * shape[0] // 7 for n in LENGTHS]
+    data = batch({field: x.float() if field == "values" else x}, lengths, keys(3))
+    found = front(data)[1]
+    assert torch.equal(front.lengths(data), found) and front.lengths(data).device.type == "cpu"
+    if name == "logmel":
+        assert training != torch.equal(found, front.eval()(data)[1])            # augmentation changes them
+
+
 # --- frames ------------------------------------------------------------------------------------------------------
 
 def test_frames_pass_through():

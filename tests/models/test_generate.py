@@ -49,7 +49,7 @@ def test_the_loss_is_a_sum_over_steps_and_padding_has_no_part_in_it(family):
     expected = -sum(w * scores[i, t, tokens[i, t + 1]].item()
                     for i, (n, w) in enumerate(((12, 1.0), (5, 2.0), (9, 0.0))) for t in range(n))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert weight.item() == 12 + 2 * 5 == model.task.weight(data)
+    assert weight.item() == 12 + 2 * 5 == model.task.weight(model, data)
     tokens[1, 6:] = 4
     assert model(batch(tokens, [12, 5, 9], [1.0, 2.0, 0.0]))[0].item() == pytest.approx(loss.item(), rel=1e-12)
 

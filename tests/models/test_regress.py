@@ -58,7 +58,7 @@ def test_loss_and_metrics_are_those_of_the_definition(pooling, weights):
     with torch.no_grad():
         loss, weight = model(data)
     assert float(loss) == pytest.approx(expected["loss"] * sum(weights), rel=1e-12)
-    assert float(weight) == float(model.task.weight(data)) == sum(weights)
+    assert float(weight) == float(model.task.weight(model, data)) == sum(weights)
     assert model.task.result(detached(model.task.metrics(model, data))) == pytest.approx(expected, rel=1e-12)
     assert (model.task.primary, model.task.maximise) == ("mse", False)
 

@@ -59,7 +59,8 @@ def test_the_loss_is_a_sum_over_all_paths(weights):
     expected = -sum(w * math.log(likelihood(scores[i, :steps], text))
                     for i, (text, steps, w) in enumerate(zip(texts, (5, 4, 5), kept, strict=True)))
     assert loss.item() == pytest.approx(expected, rel=1e-9)
-    assert weight.item() == sum(w * len(text) for w, text in zip(kept, texts, strict=True)) == model.task.weight(data)
+    assert weight.item() == sum(w * len(text) for w, text in zip(kept, texts, strict=True))
+    assert weight == model.task.weight(model, data)
 
 
 @pytest.mark.parametrize("text", ["abcab", "aab"])           # five letters in four steps; three and a blank in three
@@ -73,6 +74,36 @@ def test_a_text_longer_than_its_steps_allow_adds_nothing_and_is_counted(text):
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert model.task.metrics(model, alone)["too_long"].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("text", ["abcab", "aab"])
+def test_a_text_longer_than_its_steps_allow_does_not_dilute_the_loss_of_the_others(text, stack):
+    model, others = make(stack=stack), batch(("ab", "cab"), (4, 7))
+    data = batch(("ab", text, "cab"), (4, 3, 7))
+    data.inputs["values"][[0, 2]] = others.inputs["values"]
+    with torch.no_grad():
+        expected = model(others)
+        assert torch.equal(torch.stack(model(data)), torch.stack(expected))
+        found = model.task.metrics(model, data)["loss"]
+    assert model.task.weight(model, data) == expected[1] == 5
+    assert found.tolist() == [x.item() for x in expected]
+
+
+def test_a_text_counts_where_the_speed_drawn_for_its_row_leaves_it_enough_steps():
+    torch.manual_seed(0)
+    spec = {"frontend": "logmel", "rate": 8000, "tokens": V, "tokenizer": TOLD["tokenizer"], "ngrams": []}
+    model = models.build(spec, {"family": "gru", "hidden_size": 8, "mels": 20, "speed": 0.5},
+                         {"kind": "transcribe"}).train()
+    rows = 40
+    data = Batch({"samples": torch.randint(-9000, 9000, (rows, 1000), dtype=torch.int16)},
+                 {"samples": torch.full((rows,), 1000)}, {"target": torch.tensor([ids("abcabcabcab")] * rows)},
+                 torch.ones(rows), torch.arange(rows), keys=torch.arange(rows) << 40)       # 11 tokens and 11 frames
+    _, weight = model(data)
+    assert weight == model.task.weight(model, data)
+    assert 0 < weight.item() < rows * 11
+    model.eval()
+    assert model(data)[1] == model.task.weight(model, data) == rows * 11
 
 
 def test_error_rates_count_words_and_characters():

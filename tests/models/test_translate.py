@@ -49,7 +49,7 @@ def test_the_loss_is_a_sum_over_the_tokens_and_the_end(family, smoothing):
             expected -= weights[i] * (told * scores[0, 0]).sum().item()
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     assert weight.item() == sum(w * (len(t) + 1) for w, t in zip(weights, TEXTS, strict=True))
-    assert model.task.weight(batch(weights=weights)) == weight
+    assert model.task.weight(model, batch(weights=weights)) == weight
 
 
 def test_metrics_of_two_batches_are_those_of_sacrebleu_on_all_texts():
