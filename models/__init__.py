@@ -34,7 +34,8 @@ def build(spec: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, 
     def decoder(input_size: int, layers: int) -> Any:
         return families.decoder(name, input_size, family.size, **{**own, "layers": layers})
 
-    encoder = {"input_size": front.size, "size": family.size, "steps": front.steps, "sequences": front.sequences,
-               "changes_steps": front.changes_steps, "causal": family.causal, "decoder": decoder}
+    encoder = {"input_size": front.size, "size": family.size, "backward": family.backward,
+               "steps": front.steps, "sequences": front.sequences, "changes_steps": front.changes_steps,
+               "causal": family.causal, "decoder": decoder}
     settings = {k: v for k, v in task.items() if k != "kind"}
     return SequenceModel(front, family, tasks.build(task["kind"], spec, encoder, **settings))

@@ -47,7 +47,8 @@ def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, most: int 
     x (R, T, D) is what the family reads, y (R, T, H) what it makes of it, e the last step of y that the loss reads: the
     last valid one, except under max pooling or where later steps have no label. u is the loss's gradient at y_e, scaled
     to length 1, so that rows count alike, whether the model is sure of them or not. What the loss reads of earlier
-    steps directly is left out: with pooling over all steps that would hide the memory.
+    steps directly is left out: with pooling over all steps that would hide the memory. Of a family that reads both ways
+    it is the forward direction that looks back from e, and that is measured.
 
     A step back counts if at least a tenth of the sequences have it; its norm is the mean over these. Rows are left out
     whose gradient is 0 at all steps of y, as it is where their weight is 0, or is not finite.

@@ -5,8 +5,9 @@ Lengths are (B,) int64, each in 1..T, on any device. Values in padded steps, NaN
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,14 @@ def masked_max(x: Tensor, lengths: Tensor) -> Tensor:
     return x.masked_fill(~step_mask(x, lengths)[..., None], -torch.inf).amax(1)
 
 
-def last_step(x: Tensor, lengths: Tensor) -> Tensor:
-    """The last valid step: (B, T, H) -> (B, H)."""
-    return x[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
+def last_step(x: Tensor, lengths: Tensor | None, *, backward: int = 0) -> Tensor:
+    """The step at which each unit has read the whole row: (B, T, H) -> (B, H).
+
+    That is the last valid step (without lengths: T); of the last `backward` units, which read each row from its end,
+    the first one.
+    """
+    last = x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths.to(x.device) - 1]
+    return torch.cat([last[:, :-backward], x[:, 0, -backward:]], 1) if backward else last
 
 
 class AttentionPooling(nn.Module):
@@ -67,14 +73,15 @@ class Pooling(nn.Module):
         return self.function(x, lengths)
 
 
-def build(kind: Kind, size: int) -> nn.Module:
-    """A module (x (B, T, H), lengths (B,)) -> (B, H), for steps of `size` units.
+def build(kind: Kind, size: int, *, backward: int = 0) -> nn.Module:
+    """A module (x (B, T, H), lengths (B,)) -> (B, H), for steps of `size` units, the last `backward` of them backward.
 
     Raises:
         ValueError: `kind` is not known.
     """
     check_choice("pooling", kind, get_args(Kind), "task")
-    functions = {"mean": masked_mean, "max": masked_max, "last": last_step}
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "mean": masked_mean, "max": masked_max, "last": functools.partial(last_step, backward=backward)}
     return AttentionPooling(size) if kind == "attention" else Pooling(functions[kind])
 
 
@@ -82,17 +89,17 @@ class PooledHead(nn.Module):
     """Pooling, dropout, then one linear layer: what a task reads of a whole row.
 
     Args:
-        size: H, units of a step.
+        encoder: of which ``size`` H and ``backward`` are read, see ``models.tasks.build``.
         outputs: K.
         pooling: see ``build``.
         dropout: probability that a pooled unit is dropped.
     """
 
-    def __init__(self, size: int, outputs: int, *, pooling: Kind, dropout: float) -> None:
+    def __init__(self, encoder: Mapping[str, Any], outputs: int, *, pooling: Kind, dropout: float) -> None:
         super().__init__()
         check_share("task.dropout", dropout)
-        self.pooling, self.dropout = build(pooling, size), nn.Dropout(dropout)
-        self.linear = nn.Linear(size, outputs)
+        self.pooling = build(pooling, encoder["size"], backward=encoder["backward"])
+        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(encoder["size"], outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, H) -> (B, K)."""

@@ -37,6 +37,7 @@ class Recurrent(Family):
         directions = 2 if kernel.bidirectional else 1
         self.kernel = kernel
         self.size = kernel.hidden_size * directions
+        self.backward = kernel.hidden_size if kernel.bidirectional else 0
         self.causal = self.carries = not kernel.bidirectional
         self.initial = initial
         self.state_shape = (kernel.num_layers * directions, kernel.hidden_size)    # (L, H)

@@ -27,11 +27,14 @@ class Family(nn.Module):
     Attributes:
         size: H, the width of the output.
         causal: whether the output at step t depends on steps up to t only.
+        backward: units at the end of the output that read each row from its end, so that they have read all of it at
+            its first step, and a single step at its last.
         carries: whether `forward` goes on from a state.
     """
 
     size: int
     causal: bool
+    backward: int = 0
     carries: bool = False
 
     def initial_state(self, rows: int) -> State:

@@ -35,7 +35,8 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
         bidirectional: also read each row from its end; the output is then 2 * hidden_size wide.
         nonlinearity: f. tanh and relu run in torch's fused kernel, sigmoid in a plain loop that is slower.
         output: hidden gives the last layer's h_t; article gives y_t = g(W h_t + V x_t + c), hidden_size units wide,
-            where h_t is the last layer's (both directions) and x_t the family's input.
+            where h_t is the last layer's (both directions) and x_t the family's input. Each unit mixes the directions,
+            so that what reads the last step only gets little of the backward one, which has read one step there.
         output_nonlinearity: g, for output article: tanh, relu, sigmoid or none.
         initial: h_0: zeros; random, N(0, 0.1^2) for each row in training and zeros in evaluation; or learned.
 
@@ -63,7 +64,7 @@ class RNN(Recurrent):
         if output_nonlinearity is not None:
             self.from_hidden = nn.Linear(self.size, kernel.hidden_size)                        # W and c
             self.from_input = nn.Linear(kernel.input_size, kernel.hidden_size, bias=False)     # V
-            self.size = kernel.hidden_size
+            self.size, self.backward = kernel.hidden_size, 0           # each unit mixes both directions
             nn.init.xavier_uniform_(self.from_hidden.weight)
             nn.init.xavier_uniform_(self.from_input.weight)
             nn.init.zeros_(self.from_hidden.bias)

@@ -36,9 +36,10 @@ def build(name: str, spec: Mapping[str, Any], encoder: Mapping[str, Any], **opti
     Args:
         name: of the task.
         spec: what the dataset says of its rows.
-        encoder: ``input_size`` D and ``size`` H of the family, and whether it is ``causal``; ``steps`` T where it is
-            fixed (else None), ``sequences`` that each row became, and ``changes_steps`` (see ``Frontend``);
-            ``decoder``, (input size, layers) -> a ``Decoder`` of the same family that attends to its output.
+        encoder: ``input_size`` D and ``size`` H of the family, how many units of H are ``backward`` (see ``Family``)
+            and whether it is ``causal``; ``steps`` T where it is fixed (else None), ``sequences`` that each row became,
+            and ``changes_steps`` (see ``Frontend``); ``decoder``, (input size, layers) -> a ``Decoder`` of the same
+            family that attends to its output.
         options: those of the file's own ``build``.
     """
     return cast(Task, module(name).build(spec, encoder, **options))

@@ -123,7 +123,8 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind 
     """Tell the class of a whole sequence, or all classes that apply where the dataset has several for a row.
 
     Args:
-        pooling: what the head reads of the steps: mean, max, last, or attention (a learned weighted average).
+        pooling: what the head reads of the steps: mean, max, last (of a direction that reads backward: the first),
+            or attention (a learned weighted average).
         dropout: probability that an input of the head is dropped.
         class_weights: none, or balanced: rare classes weigh more, as if all were equally frequent; with several
             classes a row, each class's positives together weigh as much as its negatives.
@@ -133,7 +134,7 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind 
     Raises:
         ValueError: an option is out of its range, or does not fit the data.
     """
-    head = PooledHead(encoder["size"], spec["classes"], pooling=pooling, dropout=dropout)
+    head = PooledHead(encoder, spec["classes"], pooling=pooling, dropout=dropout)
     if not spec["several"]:
         return Classify(spec, head, class_weights=class_weights, label_smoothing=label_smoothing)
     if label_smoothing:

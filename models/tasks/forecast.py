@@ -13,6 +13,7 @@ from models.batch import Batch
 from models.families import check_choice
 from models.frontends.patches import last_seen
 from models.options import check_least, check_share
+from models.pooling import last_step
 from models.sequence import Baseline, SequenceModel, Sums, Task, full, mean
 
 Loss = Literal["mse", "mae", "huber", "quantile"]
@@ -43,6 +44,7 @@ class Forecast(Task):
             raise ValueError(f"task.quantiles={quantiles} must lie between 0 and 1 and hold 0.5, the point forecast")
         self.horizon, self.targets, self.kind, self.flatten = horizon, spec["targets"], loss, head == "flatten"
         self.season, self.sequences, self.observed = spec["season"], encoder["sequences"], spec["observed"]
+        self.backward = encoder["backward"]
         if self.flatten and encoder["steps"] is None:
             raise ValueError("task.head='flatten' needs rows of one length; use 'last'")
         self.levels: Tensor
@@ -59,7 +61,8 @@ class Forecast(Task):
         """Forecasts (B, Z, N, Q) in scaled units, float32; quantiles in rising order."""
         encoded = model.encode(batch)
         rows, n, q = len(batch.weights), self.targets, len(self.levels)
-        y = encoded.y.flatten(1) if self.flatten else encoded.y[:, -1]           # windows are never padded
+        windows = encoded.y                                                      # never padded
+        y = windows.flatten(1) if self.flatten else last_step(windows, None, backward=self.backward)
         out: Tensor = full(self.head(self.dropout(y)))                           # (B*S, Z*E*Q)
         out = out.reshape(rows, self.sequences, self.horizon, n // self.sequences, q)
         out = out.transpose(1, 2).reshape(rows, self.horizon, n, q)              # targets: sequence by sequence
@@ -216,7 +219,8 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, lookback: int 
             always takes every window.
         loss: mse, mae, huber (quadratic up to an error of 1), or quantile (the mean pinball loss of `quantiles`).
         quantiles: levels forecast with loss quantile; 0.5, the point forecast, must be one of them.
-        head: what the linear head reads: last (the family's last step) or flatten (all its steps).
+        head: what the linear head reads: last (the family's last step; of a direction that reads backward, its first)
+            or flatten (all steps).
         dropout: probability that an input of the head is dropped.
     """
     for key, value in {"lookback": lookback, "horizon": horizon, "stride": stride}.items():

@@ -29,7 +29,7 @@ class Regress(Task):
         n = spec["targets"]
         center = [0.0] * n if spec["mean"] is None else spec["mean"]
         scale = [1.0] * n if spec["std"] is None else [s or 1.0 for s in spec["std"]]           # 0: always the same
-        self.head = PooledHead(encoder["size"], n, pooling=pooling, dropout=dropout)
+        self.head = PooledHead(encoder, n, pooling=pooling, dropout=dropout)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(center, dtype=torch.float64), persistent=False)       # (N,)
@@ -95,7 +95,8 @@ def build(spec: Mapping[str, Any], encoder: Mapping[str, Any], *, pooling: Kind 
     """Predict numbers from a whole sequence.
 
     Args:
-        pooling: what the head reads of the steps: last, mean, max, or attention (a learned weighted average).
+        pooling: what the head reads of the steps: last (of a direction that reads backward: the first), mean, max,
+            or attention (a learned weighted average).
         dropout: probability that an input of the head is dropped.
 
     Raises:

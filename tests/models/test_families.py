@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import families, recurrent, stairs
+from models import families, pooling, recurrent, stairs
 from models.families import transformer
 
 torch.set_num_threads(1)
@@ -405,6 +405,17 @@ def test_padding_has_no_influence_on_outputs_states_or_gradients(name, options):
         for key, grad in every_parameter_gradient(family, x, lengths).items():
             assert torch.equal(grad, grads[key]), key
         assert torch.isfinite(x.grad).all() and (x.grad[1, 1:] == 0).all() and (x.grad[1, 0] != 0).any()
+
+
+@both_ways
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("name", "options"), KERNELS)
+def test_the_last_step_is_the_final_state_of_every_direction(name, options, bidirectional):
+    family = make(name, layers=2, bidirectional=bidirectional, **options)
+    x, lengths = rows(UNEQUAL)
+    y, state = family(x, lengths)
+    final = state["h"][:, -2:].flatten(1) if bidirectional else state["h"][:, -1]       # as torch's h_n has them
+    torch.testing.assert_close(pooling.last_step(y, lengths, backward=family.backward), final, atol=1e-12, rtol=0)
 
 
 @both_ways

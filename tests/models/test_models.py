@@ -106,6 +106,31 @@ def test_steps_of_several_frames_reach_the_family_stacked(family, task):
         assert torch.isfinite(model(data)[0])
 
 
+@pytest.mark.parametrize("family", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("task", ["classify", "regress", "forecast"])
+def test_what_reads_the_last_step_reads_the_first_one_of_the_backward_direction(task, family):
+    torch.manual_seed(0)
+    spec = {"channels": N, "targets": N, "classes": K, "several": False, "counts": None, "rows": None, "mean": None,
+            "std": None, "known": 0, "observed": False, "season": 1, "lookback": 6, "horizon": 2}
+    if task == "forecast":
+        front, options, own = "patches", {"patch": 1, "normalise": "none", "channels": "joint"}, {"lookback": 6,
+                                                                                                   "horizon": 2}
+    else:
+        front, options, own = "frames", {}, {"pooling": "last"}
+    model = models.build(spec | {"frontend": front}, {"family": family, "hidden_size": 8, "bidirectional": True,
+                                                      **options}, {"kind": task, **own})
+    head = model.task.head if task == "forecast" else model.task.head.linear
+    with torch.no_grad():
+        head.weight[:, :8] = 0                                  # nothing of the forward direction
+    lengths = torch.tensor([6, 6] if task == "forecast" else [6, 3])
+    values = torch.randn(2, 6, N, requires_grad=True)
+    data = Batch({"values": values}, {"values": lengths}, {
+        "label": torch.tensor([0, 1]), "numbers": torch.randn(2, N), "target": torch.randn(2, 2, N)},
+        torch.ones(2), torch.arange(2))
+    model(data)[0].backward()
+    assert ((values.grad != 0).any(-1) == (torch.arange(6) < lengths[:, None])).all()
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_keys_stay_on_the_cpu_and_nothing_is_drawn_without_them(frontend):
     data = batch(frontend)

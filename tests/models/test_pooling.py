@@ -18,6 +18,10 @@ def test_pooling_by_hand(kind, expected):
     assert pooling.build(kind, 2)(X, LENGTHS).tolist() == expected
 
 
+def test_the_last_step_of_backward_units_is_the_first():
+    assert pooling.build("last", 2, backward=1)(X, LENGTHS).tolist() == [[4, -3], [-5, 7]]
+
+
 def test_attention_pooling_follows_its_equations():
     torch.manual_seed(0)
     pool, x = pooling.AttentionPooling(4).double(), torch.randn(3, 6, 4, dtype=torch.float64)
