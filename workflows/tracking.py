@@ -54,6 +54,10 @@ class _DeletedError(Exception):
     """What the record belongs to was deleted in MLflow."""
 
 
+class _RedirectError(Exception):
+    """A server answers with the address of another one, which is the message."""
+
+
 class DatasetInfo(TypedDict):
     """What MLflow shows as a run's dataset; `digest` is cut at 36 characters, what is no text becomes JSON."""
 
@@ -661,7 +665,14 @@ def check(uri: str) -> None:
     shown = f"tracking.uri={mask(uri)}"
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
-        reason = _ask_health(uri)
+        try:
+            reason = _ask_health(uri)
+        except _RedirectError as error:
+            raise ValueError(
+                f"{shown}: it redirects to {error}; users, passwords and tokens are only sent to the scheme, host and "
+                f"port that you name. Set tracking.uri to the address of the MLflow server itself, such as "
+                f"{str(error).removesuffix('/health')}, if that is yours"
+            ) from None
         if reason is not None:
             raise ValueError(
                 f"{shown}: no MLflow server answers there ({reason}); "
@@ -706,13 +717,31 @@ def _ask_health(uri: str) -> str | None:
         trust = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
         if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
             trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-        with urllib.request.urlopen(request, timeout=3, context=trust) as answer:
+        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=trust), _SameServer)
+        with opener.open(request, timeout=3) as answer:
             body = answer.read(100)
         return None if body.strip() == b"OK" else "something else does: its /health is not MLflow's"
     except urllib.error.HTTPError as error:
-        return f"the answer to /health is {error.code} {error.reason}"
+        return mask(f"the answer to /health is {error.code} {error.reason}")
     except (OSError, ValueError, http.client.HTTPException) as error:  # the latter two: no such host or port can be
         return mask(str(getattr(error, "reason", None) or error))
+
+
+class _SameServer(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within one server only: urllib would repeat the header ``Authorization`` to any other."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        there = urlsplit(newurl)
+        if _server(newurl) != _server(req.full_url):
+            host = there.netloc.rpartition("@")[2]
+            raise _RedirectError(urlunsplit((there.scheme, host, there.path, "", "")))  # a query may hold a token
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port, with the scheme's own port where none is written."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 # Talking to MLflow.

@@ -1,12 +1,14 @@
 """The record of runs: exactly once, whatever dies. Real sqlite stores and a real MLflow server."""
 
 import fcntl
+import http.server
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -96,6 +98,75 @@ def test_check_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"use sqlite:///FILE .*or the http"):
             check(unknown)
     check(f"sqlite:///{tmp_path}/new.db")
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Answers OK, or redirects to what `server.to` has for the path; keeps the credentials it was sent."""
+
+    def do_GET(self) -> None:
+        asked: Any = self.server
+        asked.seen.append((self.path, self.headers.get("Authorization")))
+        to = asked.to.get(self.path)
+        self.send_response(200 if to is None else asked.code)
+        if to is not None:
+            self.send_header("Location", to)
+        self.end_headers()
+        self.wfile.write(b"OK" if to is None else b"")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def two_servers() -> Iterator[list[Any]]:
+    made: list[Any] = []
+    for _ in range(2):
+        one: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+        one.seen, one.to, one.code, one.uri = [], {}, 302, f"127.0.0.1:{one.server_address[1]}"
+        threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
+        made.append(one)
+    yield made
+    for one in made:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("given", ["uri", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN", "nothing"])
+def test_check_sends_no_credentials_to_a_server_that_it_is_redirected_to(
+    two_servers: list[Any], monkeypatch: pytest.MonkeyPatch, given: str, code: int
+) -> None:
+    named, other = two_servers
+    named.to, named.code = {"/health": f"http://you:hidden@{other.uri}/a/health?state=hidden"}, code
+    user = "me:secret@" if given == "uri" else ""
+    if given.startswith("MLFLOW"):
+        monkeypatch.setenv(given, "secret")
+    with pytest.raises(ValueError, match=rf"redirects to http://{other.uri}/a/health; .*http://{other.uri}/a, ") as caught:
+        check(f"http://{user}{named.uri}")
+    assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
+    assert (named.seen[0][1] is None, other.seen) == (given == "nothing", [])
+
+
+def test_check_follows_a_redirect_within_the_server_with_its_credentials(two_servers: list[Any]) -> None:
+    server = two_servers[0]
+    server.to = {"/health": "/mlflow/health", "/mlflow/health": f"http://{server.uri}/mlflow/health/"}
+    check(f"http://me:secret@{server.uri}")
+    assert [path for path, _ in server.seen] == ["/health", "/mlflow/health", "/mlflow/health/"]
+    assert len({sent for _, sent in server.seen}) == 1 and server.seen[0][1] is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://host/a", "http://HOST:80/b", True),
+        ("https://host", "https://host:443/", True),
+        ("http://host", "https://host", False),
+        ("https://host", "http://host:443", False),
+        ("http://host", "http://host:8080", False),
+        ("http://host", "http://sub.host", False),
+    ],
+)
+def test_a_server_is_a_scheme_a_host_and_a_port(one: str, other: str, same: bool) -> None:
+    assert (tracking._server(one) == tracking._server(other)) is same
 
 
 def test_check_needs_no_mlflow() -> None:
