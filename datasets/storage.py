@@ -30,7 +30,8 @@ class Storage:
         try:
             self.fs, self.path = pafs.FileSystem.from_uri(self.uri)
         except (pa.ArrowException, ValueError) as error:
-            raise ValueError(f"{self.uri}: not a folder or URI that can be opened ({error})") from None
+            reason = ENDS_EARLY if ends_early(self.uri) else error
+            raise ValueError(mask(f"{self.uri}: not a folder or URI that can be opened ({reason})")) from None
 
     @property
     def local(self) -> Path | None:
@@ -104,15 +105,46 @@ def sha256(data: bytes | pa.Buffer) -> str:
 
 
 USER = r"(?<!abfs)(?<!abfss)(?<!\bgs)://"       # what a user or a token follows in a URI; there it is no secret
+QUERY = r"\?[\w.-]+="                            # a host may be followed by options at once: https://host?to=me@home
+TOKEN = re.compile(rf"""{USER}(?:(?!{QUERY})[^\s/:@"'<>])+@""")
+# URIs of buckets have no port. After others' ports a path or options may follow, in which an @ is only a letter.
+PORT = "".join(rf"(?<!\b{scheme}://)" for scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")) + (
+    r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/:@]*:(?:[1-5]?\d{2,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])(?=[/?#]))")
+PASSWORD = re.compile(rf"""://(?!{PORT})((?:(?!{QUERY})[^\s/:@"'<>])*):""")
+NEXT = re.compile(r"""(?=(?:[,;|'"()<>\[\]]|::)[A-Za-z][\w+.-]*://)""")     # another URI begins, without a space before
 
 
 def mask(text: str) -> str:
-    """The text with passwords in URIs (`user:***@host`) and in their queries hidden."""
-    text = re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
-    text = re.sub(USER + r"[^\s/:@]+@", "://***@", text)  # a token alone
-    return re.sub(r"(?i)([?&][^\s=&]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
+    """The text with passwords in URIs (`user:***@host`) and in their queries hidden.
+
+    A password may have any characters but white space, also those that a URI should not have, such as a slash: it ends
+    at the last @. Where a URI has both a password and an @ in its path, part of the path is hidden, too.
+    """
+    text = re.sub(r"\S+", lambda word: "".join(map(_mask_password, NEXT.split(word[0]))), text)
+    text = TOKEN.sub("://***@", text)
+    return re.sub(r"(?i)([?&][^\s=&?]*(?:password|token|secret|key|sig|signature)=)[^\s&'\"]+", r"\1***", text)
+
+
+def _mask_password(text: str) -> str:
+    """A text with at most one URI, without white space; a user without a password is a token."""
+    before, _, after = text.rpartition("@")
+    found = PASSWORD.search(before)
+    if found is None:
+        return text
+    user = f"{found[1]}:***" if before[found.end():] else "***"
+    return f"{before[:found.start()]}://{user}@{after}"
 
 
 def without_secrets(text: str) -> str:
     """The text with no user, password or token in its URIs, for files that are passed on."""
-    return re.sub(USER + r"[^\s/@]+@", "://", mask(text))
+    return re.sub(USER + r"(?:[^\s/:@]*:)?\*\*\*@", "://", mask(text))
+
+
+def ends_early(uri: str) -> bool:
+    """Whether a URI's password has a character at which readers of URIs take it to end, unless it is written as %2F."""
+    before = uri.rpartition("@")[0]
+    found = PASSWORD.search(before)
+    return found is not None and not {"/", "?", "#"}.isdisjoint(before[found.end():])
+
+
+ENDS_EARLY = "the password seems to have a / ? or # in it; write them as %2F %3F %23"

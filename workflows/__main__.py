@@ -43,22 +43,22 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
 
 
 def _fail_by(error: Exception, verbose: bool) -> None:
-    from datasets.storage import mask
     from workflows.stopping import Interrupted
     if verbose:
         traceback.print_exc()
     kind = type(error).__name__
     if isinstance(error, ValueError):
-        _fail(mask(str(error)), 2)
+        _fail(str(error), 2)
     if isinstance(error, Interrupted):
         _fail(str(error), error.code)
     if kind in ("Diverged", "Lost", "NothingFound", "Undelivered", "Unwritable"):
         _fail(str(error), 1)
-    _fail(mask(f"{kind}: {error}") + ("" if verbose else "\n(--verbose shows where)"), 1)
+    _fail(f"{kind}: {error}" + ("" if verbose else "\n(--verbose shows where)"), 1)
 
 
 def _fail(text: str, code: int) -> None:
-    click.echo(f"error: {text}", err=True)
+    from datasets.storage import mask
+    click.echo(f"error: {mask(text)}", err=True)
     sys.exit(code)
 
 

@@ -35,7 +35,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from datasets.storage import mask
+from datasets.storage import ENDS_EARLY, ends_early, mask
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, register, end), key, time in ms, ...
@@ -665,6 +665,10 @@ def check(uri: str) -> None:
     shown = f"tracking.uri={mask(uri)}"
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
+        if ends_early(uri):  # part of it would be taken for the host's name
+            raise ValueError(
+                f"{shown}: {ENDS_EARLY}, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
         try:
             reason = _ask_health(uri)
         except _RedirectError as error:

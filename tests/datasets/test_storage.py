@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -186,17 +187,66 @@ def test_an_object_store_is_a_folder_like_another(tmp_path, monkeypatch):
         ("http://me:secret@host:5000/x", "http://me:***@host:5000/x"),
         ("failed: mysql://me:se:cr@et@db/x (then http://a:b@c)", "failed: mysql://me:***@db/x (then http://a:***@c)"),
         ("https://secrettoken@host", "https://***@host"),
+        ("s3://AKIA:abc/def+gh@bucket/x", "s3://AKIA:***@bucket/x"),
+        ("http://me:p@ss/w?r#d@host:5000/x", "http://me:***@host:5000/x"),
+        ("s3://AKIA:12/34@bucket/x", "s3://AKIA:***@bucket/x"),
+        ("http://me:a/b@[::1]:5000/x", "http://me:***@[::1]:5000/x"),
+        ("s3://a:b/c@d/x,s3://e:f/g@h/y", "s3://a:***@d/x,s3://e:***@h/y"),
+        ("x.csv::s3://a:b/c@d/x (see 's3://e:f/g@h/y')", "x.csv::s3://a:***@d/x (see 's3://e:***@h/y')"),
+        ("https://x/?to=https://me:a/b@host", "https://x/?to=https://me:***@host"),
+        ("https://secrettoken:@host", "https://***@host"),
         ("https://host/x?password=secret&n=1", "https://host/x?password=***&n=1"),
         ("https://host/x?sig=secret&se=1", "https://host/x?sig=***&se=1"),
         ("s3://b/k?secret_key=secret", "s3://b/k?secret_key=***"),
         ("abfss://runs@account.dfs.core.windows.net/x?sas_token=secret",
          "abfss://runs@account.dfs.core.windows.net/x?sas_token=***"),
-        ("http://host:5000/a and b@c", "http://host:5000/a and b@c"),
-        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
     ],
 )
-def test_mask_hides_passwords_and_nothing_else(text: str, shown: str) -> None:
+def test_mask_hides_passwords_and_tokens(text: str, shown: str) -> None:
     assert mask(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/me@home/x: not found",
+        "write to me@home.org: s3://bucket/me@home/x:y",
+        "s3://bucket/12:30/me@home",
+        "http://host:5000/a and b@c",
+        "http://host:5000/me@home?to=you@home",
+        "hdfs://namenode:8020/user/me@REALM/x",
+        "http://[::1]:5000/me@home",
+        "https://host?to=me@home",
+        "file:///C:/x@y",
+        "docker://registry/image:tag@sha256:ab",
+        "zip://x.csv::https://host/me@home/a.zip",
+        "['https://host','me@home'] {\"uri\":\"https://host\",\"to\":\"me@home\"}",
+        "abfss://runs@account/x",
+        "sqlite:////data/mlflow.db",
+    ],
+)
+def test_text_without_a_user_in_a_uri_is_not_masked(text: str) -> None:
+    assert (mask(text), without_secrets(text)) == (text, text)
+
+
+@pytest.mark.parametrize("frame", ["{}", "in {}: (no host)", "a,{},/data/me", "['{}', 1]", "{}?region=eu"])
+@pytest.mark.parametrize("scheme", ["s3", "https", "gs", "mysql+pymysql"])
+def test_no_password_is_shown_whatever_characters_it_has(scheme: str, frame: str) -> None:
+    letters = [chr(i) for i in range(33, 127)] + ["\u00e9", "\u4e2d"]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        password = "x" + "".join(rng.choice(letters, int(rng.integers(1, 41))))
+        text = frame.format("URI").replace("URI", f"{scheme}://AKIA:{password}@bucket/x")
+        assert mask(text) == frame.format("URI").replace("URI", f"{scheme}://AKIA:***@bucket/x")
+        if scheme != "gs":                             # whose URIs have what is no secret there
+            assert without_secrets(text) == frame.format("URI").replace("URI", f"{scheme}://bucket/x")
+
+
+def test_a_uri_that_cannot_be_opened_is_shown_without_its_password_and_says_what_to_write():
+    with pytest.raises(ValueError, match="%2F") as caught:
+        Storage("s3://AKIA:abc/def+gh@bucket/x")
+    assert str(caught.value).startswith("s3://AKIA:***@bucket/x: not a folder or URI")
+    assert "abc" not in str(caught.value)
 
 
 def test_what_is_passed_on_names_no_user_but_keeps_the_containers_of_azure():

@@ -100,6 +100,13 @@ def test_check_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     check(f"sqlite:///{tmp_path}/new.db")
 
 
+@pytest.mark.parametrize("password", ["ab/cd", "p@ss/word", "a?b", "a#b/c"])
+def test_check_refuses_a_password_that_would_be_taken_for_a_host_and_shows_no_part_of_it(password: str) -> None:
+    with pytest.raises(ValueError, match=r"a / \? or # in it; write them as %2F .*MLFLOW_TRACKING_PASSWORD") as caught:
+        check(f"http://me:{password}@127.0.0.1:9")
+    assert str(caught.value).startswith("tracking.uri=http://me:***@127.0.0.1:9: the password")
+
+
 class Redirecting(http.server.BaseHTTPRequestHandler):
     """Answers OK, or redirects to what `server.to` has for the path; keeps the credentials it was sent."""
 
@@ -140,7 +147,8 @@ def test_check_sends_no_credentials_to_a_server_that_it_is_redirected_to(
     user = "me:secret@" if given == "uri" else ""
     if given.startswith("MLFLOW"):
         monkeypatch.setenv(given, "secret")
-    with pytest.raises(ValueError, match=rf"redirects to http://{other.uri}/a/health; .*http://{other.uri}/a, ") as caught:
+    there = rf"redirects to http://{other.uri}/a/health; .*http://{other.uri}/a, "
+    with pytest.raises(ValueError, match=there) as caught:
         check(f"http://{user}{named.uri}")
     assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
     assert (named.seen[0][1] is None, other.seen) == (given == "nothing", [])
