@@ -16,6 +16,7 @@ import logging
 import os
 import posixpath
 import re
+import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -199,22 +200,42 @@ def user_errors() -> Iterator[None]:
     Use it around whatever makes a dataset run (`take_all`, `iter_batches`, `write_parquet`, ...). Other errors pass
     unchanged, with their tracebacks.
     """
-    loggers = [logging.getLogger(f"ray.data.{name}")
-               for name in ("exceptions", "_internal.execution.streaming_executor_state")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)           # they announce what is raised here anyway
+    with silenced("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        try:                                        # those loggers announce what is raised here anyway
+            yield
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
+            raise ValueError(message) from None
+
+
+_silenced: dict[str, tuple[int, int]] = {}           # logger: how many blocks silence it, its level before the first
+_silencing = threading.Lock()
+
+
+@contextlib.contextmanager
+def silenced(*names: str) -> Iterator[None]:
+    """Loggers say only what is critical while any thread is in such a block; after the last one all is as before."""
+    entered = []
     try:
+        with _silencing:
+            for name in names:
+                logger = logging.getLogger(name)
+                count, level = _silenced.get(name, (0, logger.level))
+                _silenced[name] = count + 1, level
+                entered.append(name)
+                logger.setLevel(logging.CRITICAL)
         yield
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
-        raise ValueError(message) from None
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        with _silencing:
+            for name in entered:
+                count, level = _silenced.pop(name)
+                if count > 1:
+                    _silenced[name] = count - 1, level
+                else:
+                    logging.getLogger(name).setLevel(level)
 
 
 def user_message(error: BaseException) -> str | None:

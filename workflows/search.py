@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import logging
 import math
 import shlex
 import sys
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.files import silenced
 from datasets.storage import Storage, mask, without_secrets
 from workflows import cluster, tracking
 from workflows.console import Console
@@ -137,9 +137,8 @@ class Hunt:
         self.queue = queue = tuner.Queue(stages, self.ledger, begin=self._begin, tracker=self.tracker, name=self.name,
                              most=None if search.scheduler == "pbt" else staged, keep=search.keep,
                              maximise=self.maximise, scheduler=search.scheduler, watch=self._watch)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)       # failures of trials are told by the ledger
         try:
-            with listening() as stop:
+            with listening() as stop, silenced("ray.tune"):            # the ledger reports trials that fail
                 queue.stop = stop
                 tuner.run(queue, self.shared, self.room, search, self.studies[0].axes,
                           epochs=max(s.epochs() for s in self.studies), primary=self.primary)

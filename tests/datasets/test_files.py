@@ -1,8 +1,12 @@
 """Finding raw files, and reading their rows with numbers that a person would count."""
 
+import contextlib
 import gzip
+import itertools
 import json
+import logging
 import os
+import threading
 from pathlib import Path
 
 import fsspec
@@ -191,6 +195,42 @@ def test_other_errors_pass_unchanged():
     with pytest.raises(Exception, match="ours") as caught, files.user_errors():
         ray.data.range(1).map_batches(broken).take_all()
     assert not isinstance(caught.value, ValueError)
+
+
+RAY_DATA = [logging.getLogger(f"ray.data.{name}")
+            for name in ("exceptions", "_internal.execution.streaming_executor_state")]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_ray_datas_loggers_are_as_before_after_the_last_of_several_threads_whatever_the_order(monkeypatch, order):
+    for logger, level in zip(RAY_DATA, (logging.NOTSET, logging.INFO), strict=True):
+        monkeypatch.setattr(logger, "level", level)
+    inside, leave = threading.Barrier(4), [threading.Event() for _ in range(3)]
+
+    def use(number: int) -> None:
+        with contextlib.suppress(ZeroDivisionError), files.user_errors():
+            inside.wait(30)
+            leave[number].wait(30)
+            if number == 1:
+                raise ZeroDivisionError
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    inside.wait(30)
+    for number in order:
+        assert [logger.level for logger in RAY_DATA] == [logging.CRITICAL] * 2
+        leave[number].set()
+        threads[number].join(30)
+    assert [logger.level for logger in RAY_DATA] == [logging.NOTSET, logging.INFO]
+
+
+def test_ray_datas_loggers_are_as_before_after_an_error():
+    before = [logger.level for logger in RAY_DATA]
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), files.user_errors(), files.user_errors():
+            raise error
+        assert [logger.level for logger in RAY_DATA] == before != [logging.CRITICAL] * 2
 
 
 # --- rows that cannot be parsed -------------------------------------------------------------------------------------
