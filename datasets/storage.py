@@ -45,15 +45,18 @@ class Storage:
         return path.rstrip("/").rpartition("/")[2]
 
     def __truediv__(self, name: str) -> Storage:
-        base, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return Storage(f"{base.rstrip('/')}/{name}{mark}{query}")
+        base, options = split_options(self.uri)
+        scheme, mark, path = base.rpartition("://")
+        return Storage(f"{scheme}{mark}{path.rstrip('/')}/{name}{options}")
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole; missing folders are made."""
-        path = f"{self.path}/{name}"
+        self._write(f"{self.path}/{name}", data)
+
+    def _write(self, path: str, data: bytes | pa.Buffer) -> None:
         if self.local is None:
             with self.fs.open_output_stream(path) as out:
                 out.write(data)
@@ -97,6 +100,26 @@ class Storage:
         """Copy a local folder's files (one level deep or more) below `name`."""
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             self.write(f"{name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def write_file(uri: str, data: bytes | pa.Buffer) -> str:
+    """Write one file, by its path or URI, as `Storage.write` does; its absolute path or URI.
+
+    Raises:
+        ValueError: a URI of a bucket, which has no file's name after it, or of an unknown scheme.
+    """
+    scheme, mark, path = split_options(uri)[0].rpartition("://")
+    if mark and scheme != "file" and not path.partition("/")[2].strip("/"):
+        raise ValueError(f"{mask(uri)} names no file in a bucket; write {scheme}://BUCKET/{path.strip('/')}")
+    file = Storage(uri)
+    file._write(file.path, data)
+    return file.uri
+
+
+def split_options(uri: str) -> tuple[str, str]:
+    """A URI and its options ("?region=..."); of a local path, which may have a question mark, all is the path."""
+    at = uri.find("?") if "://" in uri else -1
+    return (uri, "") if at < 0 else (uri[:at], uri[at:])
 
 
 def sha256(data: bytes | pa.Buffer) -> str:

@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from datasets.records import CUT, STEP
+from datasets.storage import split_options, write_file
 from models.sampling import Sampling
 from workflows.bundle import Bundle
 
@@ -73,9 +74,9 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
     told = bundles.load(open_bundle(bundle))
     kind = told.experiment["task"]["kind"]
     music = kind == "generate" and "notes" in told.spec
-    if music and (output is None or Path(output).suffix != ".mid"):
+    if music and (output is None or _ending(output) != ".mid"):
         raise ValueError("this bundle writes music; name a MIDI file for it with -o, such as -o chorale.mid")
-    if not music and output is not None and Path(output).suffix not in (".csv", ".parquet"):
+    if not music and output is not None and _ending(output) not in (".csv", ".parquet"):
         raise ValueError(f"{output}: the output is CSV or Parquet; name it .csv or .parquet")
     if kind != "generate" and continuing is not None:
         raise ValueError(f"this bundle's task is {kind}; --samples, --length, --prompt and what goes with them are for "
@@ -100,11 +101,11 @@ def predict(bundle: str | Path, source: str | Path, output: str | Path | None = 
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
         return None
     sink = io.BytesIO()
-    if Path(output).suffix == ".csv":
+    if _ending(output) == ".csv":
         pyarrow.csv.write_csv(table, sink)
     else:
         pq.write_table(table, sink)
-    return {"rows": table.num_rows, "skipped": skipped, "output": _write(str(output), sink.getvalue())}
+    return {"rows": table.num_rows, "skipped": skipped, "output": write_file(str(output), sink.getvalue())}
 
 
 def _say_skipped(why: list[str | None]) -> int:
@@ -115,14 +116,9 @@ def _say_skipped(why: list[str | None]) -> int:
     return len(told)
 
 
-def _write(output: str, data: bytes) -> str:
-    """Write a file; its URI."""
-    from datasets.storage import Storage
-    uri = output if "://" in output else str(Path(output).resolve())
-    path, mark, options = uri.partition("?") if "://" in output else (uri, "", "")
-    folder, _, name = path.rpartition("/")
-    Storage(folder + mark + options).write(name, data)
-    return uri
+def _ending(output: str | Path) -> str:
+    """Of a file's name, such as .csv."""
+    return Path(split_options(str(output))[0]).suffix
 
 
 def _continued_texts(told: Bundle, source: str, how: Continuing) -> pa.Table:
@@ -157,12 +153,14 @@ def _written_music(told: Bundle, source: str, output: str, how: Continuing) -> d
     if not usable:
         raise ValueError(f"{source} holds no piece that can be used" + (f": {prompts[0][3]}" if prompts else ""))
     skipped = _say_skipped([why for _, _, _, why in prompts])
-    several, stem, written = len(usable) * how.samples > 1, output.removesuffix(".mid"), []
+    several, written = len(usable) * how.samples > 1, []
+    path, options = split_options(output)
+    stem = path.removesuffix(".mid")
     for number, steps in usable:
         start = steps.reshape(-1, NOTES)[:how.prompt].astype(np.float32)
         for sample, roll in enumerate(_go_on(told, start, number, how), 1):
             data = midi.write(list(notes_of(roll)), quarters=dataset.quarters)
-            written.append(_write(f"{stem}-{number + 1}-{sample}.mid" if several else output, data))
+            written.append(write_file(f"{stem}-{number + 1}-{sample}.mid{options}" if several else output, data))
     return {"rows": len(prompts), "skipped": skipped, "output": written}
 
 

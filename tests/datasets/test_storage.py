@@ -1,13 +1,14 @@
 """Files below a folder or URI: whole or not at all."""
 
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets.storage import Storage, mask, sha256, without_secrets
+from datasets.storage import Storage, mask, sha256, split_options, without_secrets, write_file
 from tests.faults import ACCESS, ObjectStore
 
 
@@ -114,6 +115,51 @@ def test_a_file_uri_is_the_local_folder(tmp_path):
     assert Storage(tmp_path / "my runs" / "one").read("x") == b"1"
 
 
+@pytest.mark.parametrize(("name", "where"), [
+    ("out.csv", "here/out.csv"), ("./a/out.csv", "here/a/out.csv"), ("../out.csv", "out.csv"), ("~/x.csv", "home/x.csv"),
+    ("{}/out.csv", "out.csv"), ("{}/a?b/what?.csv", "a?b/what?.csv"), ("file://{}/my%20runs/my%20out.csv",
+                                                                        "my runs/my out.csv")])
+def test_one_file_is_written_where_its_path_says(tmp_path, monkeypatch, name, where):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    name = name.format(tmp_path)
+    assert write_file(name, b"one") == (name if "://" in name else str(tmp_path / where))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == {tmp_path / where: b"one"}
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_directly_below_the_root_is_written_there_or_refused_but_not_written_elsewhere(
+        tmp_path, monkeypatch, scheme):
+    monkeypatch.chdir(tmp_path)
+    file = Path(f"/rondo-test-{uuid.uuid4().hex}.csv")
+    try:
+        assert write_file(f"{scheme}{file}", b"one") == f"{scheme}{file}"
+        assert file.read_bytes() == b"one"
+    except OSError as error:                           # as an ordinary user
+        assert str(file) in str(error)
+    finally:
+        file.unlink(missing_ok=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("uri", ["s3://out.csv", "s3://out.csv/", "gs://out.csv?retry_limit_seconds=1"])
+def test_a_file_needs_a_bucket(uri):
+    with pytest.raises(ValueError, match=r"names no file in a bucket; write (s3|gs)://BUCKET/out.csv"):
+        write_file(uri, b"")
+
+
+def test_only_a_uri_has_options():
+    assert split_options("s3://box/a.csv?region=eu/1") == ("s3://box/a.csv", "?region=eu/1")
+    assert split_options("s3://box/a.csv") == ("s3://box/a.csv", "")
+    assert split_options("/a?b.csv") == ("/a?b.csv", "")
+
+
+@pytest.mark.parametrize("root", ["/", "file:///"])
+def test_folders_below_the_root(root):
+    assert (Storage(root) / "a").path == "/a"
+
+
 def test_a_folder_below_keeps_the_uri(tmp_path):
     assert (Storage(f"file://{tmp_path}/") / "a/b").uri == f"file://{tmp_path}/a/b"
     assert repr(Storage(tmp_path) / "a") == f"Storage({str(tmp_path / 'a')!r})"
@@ -167,6 +213,10 @@ def test_an_object_store_is_a_folder_like_another(tmp_path, monkeypatch):
         assert (storage / "a/b").names() == ["c", "x"]
         assert (storage.read("a/b/x"), (storage / "a").read("b/c"), storage.read("a/empty")) == (b"other", b"put", b"")
         assert storage.exists("a/b") and storage.exists("a/b/c") and not storage.exists("a/b/y")
+        assert write_file(store.uri("out.csv"), b"one") == store.uri("out.csv")
+        write_file(store.uri("runs/a/out.csv"), b"two")
+        assert (Storage(store.uri("")).read("out.csv"), storage.read("a/out.csv")) == (b"one", b"two")
+        storage.remove("a/out.csv")
         storage.remove("a/b/x")
         storage.remove("a/b/x")
         assert (storage / "a/b").names() == ["c"]

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from pathlib import Path
 
 import click.testing
@@ -413,6 +414,22 @@ def test_json_and_predictions_do_not_share_stdout(made):
 def test_an_output_of_another_kind_is_refused(made, tmp_path):
     assert "out.xlsx: the output is CSV or Parquet; name it .csv or .parquet" in refused(
         "predict", str(made.folder), str(made.csv), "-o", str(tmp_path / "out.xlsx"))
+
+
+def test_predictions_directly_below_the_root_or_a_bucket_are_not_written_elsewhere(made, tmp_path, monkeypatch):
+    new, out = tmp_path / "new.csv", Path(f"/rondo-test-{uuid.uuid4().hex}.csv")
+    new.write_text("\n".join([HEADER, *rows(LOOKBACK, start=100)]))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        done = click.testing.CliRunner().invoke(
+            main, ["predict", str(made.folder.resolve()), str(new), "-o", str(out), "--json"])
+        assert out.exists() if done.exit_code == 0 else "PermissionError" in done.stderr      # an ordinary user's
+    finally:
+        out.unlink(missing_ok=True)
+    assert "s3://out.csv?region=eu names no file in a bucket; write s3://BUCKET/out.csv" in refused(
+        "predict", str(made.folder.resolve()), str(new), "-o", "s3://out.csv?region=eu")
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_predicting_from_a_good_file_writes_the_horizon(made, tmp_path):
