@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import signal
 import sys
@@ -36,7 +35,8 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
             except Exception as error:
                 _fail_by(error, verbose)
             if as_json and result is not None:
-                click.echo(json.dumps({**result, "wall_seconds": round(time.time() - start, 2)}))
+                from workflows.strict_json import dumps
+                click.echo(dumps({**result, "wall_seconds": round(time.time() - start, 2)}))
         text = f"{inspect.getdoc(function)}\n\n\b\nExample:\n  {example}"
         return group.command(name, help=text)(JSON(VERBOSE(run)))
     return decorate
@@ -198,7 +198,8 @@ def sync(folder: str, overrides: tuple[str, ...], verbose: bool) -> dict[str, An
 def schema(verbose: bool) -> None:
     """Print the JSON schema of an experiment file, for editors."""
     from workflows.experiment import schema as made
-    click.echo(json.dumps(made(), indent=1))
+    from workflows.strict_json import dumps
+    click.echo(dumps(made(), indent=1))
 
 
 for _name, _function, _example in (

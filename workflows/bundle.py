@@ -24,7 +24,7 @@ class Bundle:
         experiment: as plain values.
         spec: what the model was told of its rows.
         state: fitted on the training split (scalers, names, ...).
-        metrics: of the run that made it.
+        metrics: of the run that made it; None for one that is not finite.
         run: its name.
         model: with the best weights, in evaluation mode, on the CPU.
     """
@@ -32,13 +32,13 @@ class Bundle:
     experiment: dict[str, Any]
     spec: dict[str, Any]
     state: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     run: str
     model: SequenceModel
 
 
 def save(folder: Folder, name: str, weights: bytes, *, experiment: Mapping[str, Any], spec: Mapping[str, Any],
-         state: Mapping[str, Any], metrics: Mapping[str, float], run: str) -> None:
+         state: Mapping[str, Any], metrics: Mapping[str, float | None], run: str) -> None:
     """Write a bundle below `name`."""
     told = {"format": FORMAT, "run": run, "experiment": experiment, "spec": spec, "state": state, "metrics": metrics}
     write_files(folder, name, {"model.safetensors": weights, "bundle.json": json.dumps(told, indent=1).encode()})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workflows import strict_json
 from workflows.experiment import Experiment, flatten, load, read
 from workflows.search import Hunt, NothingFound, Study, hunt, on_a_worker
 from workflows.space import Settings, changed, importance
@@ -176,7 +177,7 @@ class _Result:
                    "space": {k: v for s in reversed(opened.studies) for k, v in s.experiment.search.space.items()},
                    "importance": self._importance(),
                    "repeatable": _repeatable(first, opened.concurrent)}
-        opened.folder.write("compare.json", json.dumps(summary).encode())
+        opened.folder.write("compare.json", strict_json.dumps(summary).encode())
         page = opened.report()
         if not trained:
             reasons = "\n".join(dict.fromkeys(f"{r.study}: {r.reason}" for r in opened.ledger.records
@@ -266,8 +267,8 @@ class _Result:
         """What no model can beat, where the data says so."""
         from workflows.trial import folder_of
         record = next(r for r in self.records(family) if r.status == "finished")
-        told: dict[str, float] = json.loads(folder_of(self.opened.folder, record.number).read("result.json"))[
-            "best_reachable"]
+        result = json.loads(folder_of(self.opened.folder, record.number).read("result.json"))
+        told: dict[str, float] = strict_json.none_to_nan(result["best_reachable"])
         return told
 
     def _family(self, family: str) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _told(run: Storage) -> tuple[str, Told]:
         raise ValueError(f"{run.uri}: no finished run: it has {'no' if kind else 'none of'} {missing}; name the folder "
                          "of a training, search or comparison that came to its end")
     try:
-        told = json.loads(run.read(FILES[kind]))
+        told = json.loads(run.read(FILES[kind]), parse_constant=lambda _: None)     # NaN, of older versions
     except ValueError as error:
         raise ValueError(f"{run.uri}: {FILES[kind]} cannot be read ({error}); run it again, or resume it") from None
     if kind == "train":

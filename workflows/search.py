@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.files import silenced
 from datasets.storage import Storage, mask, without_secrets
-from workflows import cluster, tracking
+from workflows import cluster, strict_json, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
 from workflows.settings import Search
@@ -166,7 +166,7 @@ class Hunt:
         self.tracker.begin(trial_key(self.name, record.number), experiment=self._experiment(), run_name=label,
                            params={**dict(flatten(params)), **record.settings}, parent_key=self.name, tags={
                                "rondo.run": self.name, "rondo.trial": record.number, "rondo.phase": record.phase,
-                               "rondo.settings": json.dumps(record.settings),
+                               "rondo.settings": strict_json.dumps(record.settings),
                                **({"rondo.study": record.study} if record.study else {})})
 
     def _experiment(self) -> str:
@@ -545,7 +545,7 @@ def _leave_best(opened: Hunt, finish: Any) -> dict[str, Any]:
     values = [(r.settings, r.best) for r in found if r.best is not None]
     summary = {**opened.told(), **result, "best": found[0].number if found else None,
                "importance": importance(study.axes, values, maximise=opened.maximise)}
-    opened.folder.write("search.json", json.dumps(summary).encode())
+    opened.folder.write("search.json", strict_json.dumps(summary).encode())
     page = opened.report()
     if not found:
         reasons = "\n".join(dict.fromkeys(f"trial {r.number}: {r.reason}" for r in opened.ledger.records[:10]))

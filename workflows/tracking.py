@@ -36,6 +36,7 @@ from typing import Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from datasets.storage import ENDS_EARLY, ends_early, mask
+from workflows import strict_json
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Record = dict[str, Any]  # one line of the spool: op (begin, metrics, artifact, register, end), key, time in ms, ...
@@ -917,7 +918,7 @@ def cut(text: str, length: int) -> str:
 
 
 def _text(value: object) -> str:
-    return mask(value if isinstance(value, str) else json.dumps(value))
+    return mask(value if isinstance(value, str) else strict_json.dumps(value))
 
 
 def _now() -> int:

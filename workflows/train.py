@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from datasets.storage import Storage, mask
-from workflows import cluster, tracking
+from workflows import cluster, strict_json, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
 from workflows.settings import Search, Workers
@@ -161,9 +161,11 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
         job = Job(experiment, prepared, cached, run, name, place.cpus, tracker, console.event,
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
-        result = {**json.loads(run.read("result.json")), "run": name, "bundle": (run / "bundle").uri,
+        left = json.loads(run.read("result.json"))
+        numbers = {key: strict_json.none_to_nan(left[key]) for key in ("metrics", "baselines", "history")}
+        result = {**left, **numbers, "run": name, "bundle": (run / "bundle").uri,
                   "run_id": tracker.run_id(name, timeout=DELIVERY)}
-        run.write("result.json", json.dumps(result).encode())
+        run.write("result.json", strict_json.dumps(result).encode())
         leave(result, experiment, prepared, cached, run, tracker, name)
         result["report"] = report(run, tracker, name)
         status = "FINISHED"

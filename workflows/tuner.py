@@ -22,6 +22,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 
 from datasets.storage import Storage
+from workflows import strict_json
 from workflows.settings import Search
 from workflows.space import RANGES, Axis, Sampler, Settings
 from workflows.tracking import Recorder
@@ -85,13 +86,16 @@ class Ledger:
         self.records: list[Record] = []
         for name in (folder / "trials").names():
             if (folder / f"trials/{name}").exists("trial.json"):
-                self.records.append(Record(**json.loads(folder.read(f"trials/{name}/trial.json"))))
+                told = json.loads(folder.read(f"trials/{name}/trial.json"))
+                for key in told.keys() & {"history", "metrics", "baselines"}:
+                    told[key] = strict_json.none_to_nan(told[key])
+                self.records.append(Record(**told))
 
     def write(self, record: Record) -> None:
         """Keep a record, new or changed."""
         if not any(r is record for r in self.records):
             self.records.append(record)
-        self.folder.write(f"trials/{record.number:04d}/trial.json", json.dumps(asdict(record)).encode())
+        self.folder.write(f"trials/{record.number:04d}/trial.json", strict_json.dumps(asdict(record)).encode())
 
     def of(self, study: str, phase: Phase) -> list[Record]:
         return [r for r in self.records if (r.study, r.phase) == (study, phase)]

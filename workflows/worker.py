@@ -28,7 +28,7 @@ from datasets.prepare import Prepared
 from datasets.views import View
 from models.batch import Batch
 from models.sequence import SequenceModel, Sums
-from workflows import bundle, checkpoint, loop
+from workflows import bundle, checkpoint, loop, strict_json
 from workflows.experiment import Experiment, dataset_of, differences, storing_of, task_of
 from workflows.loop import Hooks, Progress, Step, Workers
 
@@ -275,8 +275,9 @@ class Attempt:
                       "first_step_seconds": round(self.first_step, 2)}
             if self.workers.rank == 0:
                 bundle.save(job.run, "bundle", checkpoint.weights(self.model), experiment=job.experiment.plain(),
-                            spec=self.spec, state=job.prepared.state, metrics=result["metrics"], run=job.name)
-                job.run.write("result.json", json.dumps(result).encode())
+                            spec=self.spec, state=job.prepared.state, run=job.name,
+                            metrics=strict_json.finite_or_none(result["metrics"]))
+                job.run.write("result.json", strict_json.dumps(result).encode())
         except OSError as error:
             raise Unwritable(f"{job.run.uri} could not be read or written at the end: {error}. Make room, or bring "
                              "storage back; then --resume goes on from the last checkpoint") from error
@@ -494,7 +495,7 @@ def _final(model: SequenceModel, data: Data, workers: Workers, job: Job, progres
         for method, values in found.metrics.items():
             others.setdefault(method, {}).update({f"{split}/{k}": v for k, v in values.items()})
     if workers.rank == 0:
-        job.run.write("artifacts.json", json.dumps(artifacts).encode())
+        job.run.write("artifacts.json", strict_json.dumps(artifacts).encode())
     return {"metrics": metrics, "baselines": others, "seconds": round(progress.seconds, 3), "steps": progress.step,
             "parameters": sum(p.numel() for p in model.parameters()), "best_step": progress.best_step,
             "history": progress.history, "primary": model.task.primary, "maximise": model.task.maximise,

@@ -116,9 +116,9 @@ def test_a_file_uri_is_the_local_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "where"), [
-    ("out.csv", "here/out.csv"), ("./a/out.csv", "here/a/out.csv"), ("../out.csv", "out.csv"), ("~/x.csv", "home/x.csv"),
-    ("{}/out.csv", "out.csv"), ("{}/a?b/what?.csv", "a?b/what?.csv"), ("file://{}/my%20runs/my%20out.csv",
-                                                                        "my runs/my out.csv")])
+    ("out.csv", "here/out.csv"), ("./a/out.csv", "here/a/out.csv"), ("../out.csv", "out.csv"),
+    ("~/x.csv", "home/x.csv"), ("{}/out.csv", "out.csv"), ("{}/a?b/what?.csv", "a?b/what?.csv"),
+    ("file://{}/my%20runs/my%20out.csv", "my runs/my out.csv")])
 def test_one_file_is_written_where_its_path_says(tmp_path, monkeypatch, name, where):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -39,6 +39,13 @@ def found(session, tmp_path_factory):
     return folder, compare(told(folder), families=["gru", "transformer"], progress=False)
 
 
+def strictly(text):
+    """The value of JSON, in which Python's NaN and Infinity are refused."""
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
 def summary(result):
     return json.loads((Path(result["report"]).parent / "compare.json").read_text())
 
@@ -165,6 +172,25 @@ def test_why_figures_may_differ_is_said(tmp_path, session):
     said = _repeatable(Search(seconds=3.0), 2)
     assert "by the clock" in said and "2 trials at a time" in said and "scheduler asha" in said
     assert _repeatable(Search(scheduler="none"), 1) == ""
+
+
+def test_a_comparison_of_one_seed_leaves_json_that_any_program_reads_and_a_page(session, tmp_path):
+    """One seed has no interval: a bare NaN in Python's JSON."""
+    small = told(tmp_path, name="adding", dataset={"kind": "adding", "rows": 300, "length": 8},
+                 model={"family": "rnn", "hidden_size": 8}, task={"kind": "regress", "pooling": "last"},
+                 training={"epochs": 1}, search={"trials": 1, "seeds": 1})
+    (tmp_path / "adding.yaml").write_text(json.dumps(small))
+    done = CliRunner().invoke(main, ["compare", str(tmp_path / "adding.yaml"), "--families", "rnn", "--json"])
+    assert done.exit_code == 0, done.stderr
+    result = strictly(done.stdout.splitlines()[-1])
+    assert result["families"]["rnn"]["metrics"]["test/mse"]["low"] is None
+    files = [p for p in Path(result["report"]).parent.rglob("*.json") if "checkpoints" not in p.parts]
+    assert {"compare.json", "result.json", "trial.json", "bundle.json"} <= {p.name for p in files}
+    for file in files:
+        strictly(file.read_text())
+    page = Path(result["report"]).read_text()
+    assert CliRunner().invoke(main, ["report", str(Path(result["report"]).parent)]).exit_code == 0
+    assert len(Path(result["report"]).read_text()) == len(page)
 
 
 def test_lengths_show_where_a_family_breaks_down(session, tmp_path):

@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 import pytest
 
 from datasets.storage import Storage
-from workflows import charts, report
+from workflows import charts, report, strict_json
 
 HOSTILE = '</svg><script src="http://x.y/z.js">alert(1)</script> $x_1$ "\' --> & Größe 日本語 \n' + "n" * 60
 PNG = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -323,6 +323,23 @@ def test_text_of_the_data_stays_text(pages):
     assert "<script src" not in text and "<i>" not in text
     assert "alert(1)</script> $x_1$ \"' --> & Größe 日本語" in page.said
     assert "<i>m$e$</i>" in page.said
+
+
+@pytest.mark.parametrize("case", [holes, train, search])
+def test_a_page_of_nulls_is_that_of_the_bare_nans_that_older_versions_wrote(tmp_path, case):
+    told = case()
+    if case is not holes:
+        told["best_reachable"] |= {"mse": math.nan}
+        told["baselines"]["naive"] |= dict.fromkeys(told["baselines"]["naive"], -math.inf)
+        for h in [*told.get("history", []), *(h for t in told.get("trials", []) for h in t["history"][1:])]:
+            h |= {"validation/mse": math.nan, "train/epoch_rows_per_second": math.inf}
+    file, pages = report.FILES[told.get("kind", "train")], []
+    for folder, dumps in ((tmp_path / "old/run", json.dumps), (tmp_path / "new/run", strict_json.dumps)):
+        save(folder, told)
+        (folder / file).write_text(dumps(told))
+        pages.append(Reader(report.build(Storage(folder))).said)
+    assert "NaN" in (tmp_path / "old/run" / file).read_text()
+    assert pages[0] == pages[1]
 
 
 def test_users_and_passwords_are_left_out(pages):
