@@ -34,7 +34,7 @@ def learning_curve(history: list[dict[str, float]], primary: str, best_step: int
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=9)
     loss.set_title("Learning curve", fontsize=9, loc="left")
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def predictions(experiment: Experiment, prepared: Prepared, run: Storage, folder: Path) -> None:
@@ -71,7 +71,7 @@ def confusion(arrays: dict[str, Any], classes: list[str], split: str, file: Path
     axis.set(xlabel="predicted", ylabel="true")
     right = int(matrix.trace())
     axis.set_title(f"{split}: {right:,} of {matrix.sum():,} right", fontsize=9, loc="left")
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def decisions(arrays: dict[str, Any], classes: list[str], split: str, file: Path) -> None:
@@ -86,7 +86,7 @@ def decisions(arrays: dict[str, Any], classes: list[str], split: str, file: Path
     axis.invert_yaxis()
     axis.set_title(f"{split}, each class and how often it is true", fontsize=9, loc="left")
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
@@ -120,7 +120,7 @@ def forecasts(experiment: Experiment, prepared: Prepared, run: Storage, file: Pa
             figure.legend(*axis.get_legend_handles_labels(), frameon=False, ncols=4, fontsize=9,
                           loc="outside upper right")
     axes[-1].set_xlabel("steps from the start of the forecast")
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
@@ -147,7 +147,7 @@ def transcripts(experiment: Experiment, prepared: Prepared, run: Storage, file: 
         axis.set_title(f"{split}, right: {right}\nwritten: {written}\n", fontsize=8, loc="left")
         axis.set_yticks([])
     axes[-1].set_xlabel("steps, and where each token is heard")
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def translations(experiment: Experiment, prepared: Prepared, run: Storage, file: Path) -> None:
@@ -176,7 +176,7 @@ def translations(experiment: Experiment, prepared: Prepared, run: Storage, file:
         axis.set_yticks(range(len(tokens) + 1), [*model.task.writer.pieces(tokens), "(end)"], fontsize=7)
         right = model.task.writer(batch.targets["target"].tolist())[0]
         axis.set_title(f"{split}, right: {right}\nwritten: {model.task.writer([tokens])[0]}", fontsize=8, loc="left")
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def _some_rows(experiment: Experiment, prepared: Prepared, run: Storage, *,
@@ -218,15 +218,20 @@ def _rows(view: Any, prepared: Prepared, ids: Any) -> list[Any]:
 
 
 def _figure(width: float, height: float, *, rows: int, heights: list[float] | None = None) -> Any:
-    import matplotlib
-    matplotlib.use("agg")
-    matplotlib.rcParams["text.parse_math"] = False          # a name with a "$" in it is a name
-    from matplotlib import pyplot
+    """A figure and its axes, one below the other; without pyplot, whose state is that of the whole process."""
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(rows, 1, figsize=(width, height), dpi=120, layout="constrained",
-                                   squeeze=False, height_ratios=heights)
-    pyplot.close(figure)
-    axes = axes[:, 0]
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _save(figure: Any, file: Path) -> None:
+    """Write a PNG. A name with a "$" in it is a name, no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(file, format="png")
