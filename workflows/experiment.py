@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "experiments"
 DEFAULT = FOLDER / "demand.yaml"
 ENVIRONMENT = {"RONDO_DATA": "data"}      # defaults of variables that a path may name
+MOST_COPIES = 10_000                      # values that aliases may add to a file; few lines can stand for billions
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str,
         hint = f"; did you mean {FOLDER.parent.name}/{FOLDER.name}/{near[0]}.yaml?" if near else ""
         raise ValueError(f"{path}: no such experiment file{hint}")
     try:
-        told = _parse(path.read_text(encoding="utf-8"))
+        told = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(told, dict):
@@ -232,24 +233,56 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str,
     return str(path), told
 
 
-def _parse(text: str) -> Any:
-    """YAML as plain values; ValueError for all that is not."""
+def parse(text: str | bytes) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        ValueError: all that is not; an alias (``*NAME``) that stands for what it is part of, or aliases that together
+            stand for more than 10,000 values.
+    """
     try:
         return _copy(yaml.load(text, Loader=_Loader))
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
+def _size(node: Any, known: dict[int, tuple[int, int]]) -> int:
+    """Values that a node of YAML is once its aliases are copies of what they stand for; a long text counts as several.
+
+    Args:
+        known: by the node's identity, what it counts by itself and with all its parts; filled here.
+    """
+    if id(node) not in known:
+        known[id(node)] = 0, 0                         # until its parts are counted
+        own = 1 + len(node.value) // 64 if isinstance(node, yaml.ScalarNode) else 1
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = own, min(own + sum(_size(part, known) for part in parts), 1 << 62)
+    elif not known[id(node)][0]:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is part of", node.start_mark)
+    return known[id(node)][1]
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML by the rules of 1.2: 1e-3 is a number, 2024-01-31 and NO are texts; a key may stand only once."""
 
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        sizes: dict[int, tuple[int, int]] = {}
+        if node is not None and _size(node, sizes) - sum(own for own, _ in sizes.values()) > MOST_COPIES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases (*NAME) stand for more than {MOST_COPIES:,} values; leave some out")
+        return node
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != MERGE]
-        for key in keys:
+        seen = set[str]()
+        for key in [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != MERGE]:
             if not isinstance(key, str | int | float | bool):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", node.start_mark)
-            if [str(k) for k in keys].count(str(key)) > 1:
+            if str(key) in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+            seen.add(str(key))
         return super().construct_mapping(node, deep=True)
 
 
@@ -284,7 +317,7 @@ def _override(told: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise ValueError(f"{text!r} is no override; write section.key=value, such as model.family=lstm")
     try:
-        parsed = _parse(value)
+        parsed = parse(value)
     except ValueError as error:
         raise ValueError(f"{text!r}: the value is not valid YAML: {error}") from None
     place = told

@@ -22,6 +22,7 @@ import yaml
 from datasets.storage import Storage, without_secrets
 from workflows import charts
 from workflows.charts import AGAINST, PLAIN, REFERENCE, Chart, Key, Line, Look, Point, Row, finite, looks, number
+from workflows.experiment import parse
 
 Told = dict[str, Any]                                     # what a run has left, read from its JSON
 FILES = {"compare": "compare.json", "search": "search.json", "train": "result.json"}
@@ -166,7 +167,10 @@ def _told(run: Storage) -> tuple[str, Told]:
     except ValueError as error:
         raise ValueError(f"{run.uri}: {FILES[kind]} cannot be read ({error}); run it again, or resume it") from None
     if kind == "train":
-        told["experiment"] = yaml.safe_load(run.read("experiment.yaml"))
+        try:
+            told["experiment"] = parse(run.read("experiment.yaml"))
+        except ValueError as error:
+            raise ValueError(f"{run.uri}: experiment.yaml cannot be read ({error}); restore it") from None
         told["name"] = run.name
         told["command"] = "python -m workflows train experiment.yaml"
         told["tracking"] = told["experiment"].get("tracking", {}).get("uri", "")

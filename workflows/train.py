@@ -27,7 +27,7 @@ import psutil
 from datasets.storage import Storage, mask
 from workflows import cluster, strict_json, tracking
 from workflows.console import Console
-from workflows.experiment import Experiment, dataset_of, differences, flatten, load, storing_of
+from workflows.experiment import Experiment, dataset_of, differences, flatten, load, parse, storing_of
 from workflows.settings import Search, Workers
 from workflows.stopping import Interrupted, beside, listening
 
@@ -432,8 +432,7 @@ def unfinished(storage: Storage, experiment: Experiment, resume: str, *, finishe
 
 def told_before(run: Storage) -> dict[str, Any]:
     """The experiment that a run was begun with, as plain values."""
-    import yaml
-    told: dict[str, Any] = yaml.safe_load(run.read("experiment.yaml"))
+    told: dict[str, Any] = parse(run.read("experiment.yaml"))
     return told
 
 

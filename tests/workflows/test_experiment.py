@@ -17,7 +17,7 @@ import datasets
 from datasets.records import Options
 from models import families, frontends, tasks
 from workflows import experiment
-from workflows.experiment import FOLDER, dataset_of, documentation, flatten, load, model_of, schema, storing_of
+from workflows.experiment import FOLDER, dataset_of, documentation, flatten, load, model_of, parse, schema, storing_of
 from workflows.settings import Quarantine, Storing, Tracking, Training, Workers
 
 torch.set_num_threads(1)
@@ -118,7 +118,7 @@ def test_a_value_out_of_range_is_refused_and_named(setting):
     key, _, value = setting.partition("=")
     message = refusal(small(), setting)
     assert key in message
-    assert str(experiment._parse(value)) in message
+    assert str(parse(value)) in message
 
 
 def test_a_missing_option_says_what_it_is_for():
@@ -210,11 +210,38 @@ def test_tags_that_would_make_objects_are_refused(tmp_path):
     ("1_000", 1000), ("0x10", 16), ("-3", -3), (".inf", float("inf")), ("null", None), ("~", None), ("", None),
     ("true", True), ("False", False), ("2016-01-01", "2016-01-01"), ("12:30", "12:30"), ("NO", "NO"), ("yes", "yes"),
     ("010", "010"), ("1.2.3", "1.2.3"), ("'1e-3'", "1e-3"), ("[1, 1e1, a]", [1, 10.0, "a"]),
-    ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2}),
+    ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2}), ("{a: &x {n: 1}, b: *x, c: {<<: *x, m: 2}}",
+                                               {"a": {"n": 1}, "b": {"n": 1}, "c": {"n": 1, "m": 2}}),
 ])
 def test_yaml_values_are_read_by_version_1_2(text, value):
-    assert experiment._parse(text) == value
-    assert type(experiment._parse(text)) is type(value)
+    assert parse(text) == value
+    assert type(parse(text)) is type(value)
+
+
+def laughs(levels: int, first: str, one: str, times: int = 9) -> str:
+    """YAML in which each line stands for `times` of the line before, so that the last one is times ** levels."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i}: &a{i} {one.format(', '.join([f'*a{i - 1}'] * times))}" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("text", [
+    laughs(7, "[x, x]", "[{}]"),
+    laughs(7, "{x: 1}", "{{x: [{}]}}"),
+    laughs(7, "{x: 1}", "{{<<: [{}], y: 1}}"),
+    laughs(1500, "[x]", "[{}]", times=2),
+    re.sub(r"(?m)^a\d+: ", "? ", laughs(7, "[x, x]", "[{}]")),                        # keys, which a message would write
+    f"a: &a {'long ' * 20_000}\nb: [{', '.join(['*a'] * 1000)}]\n",
+])
+def test_aliases_that_stand_for_too_many_values_are_refused(tmp_path, text):
+    message = refusal(file(tmp_path, SMALL + text))
+    assert "small.yaml: not a readable YAML file: " in message
+    assert "its aliases (*NAME) stand for more than 10,000 values" in message and len(message) < 400
+
+
+def test_aliases_that_stand_for_many_values_and_long_lists_are_read():
+    assert parse(laughs(4, "[x, x]", "[{}]"))["a3"][8][8][8] == ["x", "x"]
+    assert len(parse(f"a: [{'1, ' * 11_000}]\nb: &b [1, 2]\nc: [*b, *b]\n")["a"]) == 11_000
 
 
 @pytest.mark.parametrize("text", ["[", "*a", "{[1]: 2}", "&x [*x]", "!!timestamp x", "!!int x", "\x00",
