@@ -322,7 +322,9 @@ def _override(told: dict[str, Any], text: str) -> None:
         raise ValueError(f"{text!r}: the value is not valid YAML: {error}") from None
     place = told
     for part in parts[:-1]:
-        if not isinstance(place.setdefault(part, {}), dict):
+        if place.get(part) is None:                    # missing, or written without options: "training:"
+            place[part] = {}
+        if not isinstance(place[part], dict):
             raise ValueError(f"{text!r}: {part} is not a section")
         place = place[part]
     place[parts[-1]] = parsed
@@ -417,6 +419,8 @@ def _for_family(family: str, options: dict[str, Any], builders: Callable[[str], 
     from models import families
 
     own = options.pop("families", None) or {}
+    if isinstance(own, dict):
+        own = {name: {} if told is None else told for name, told in own.items()}
     if not isinstance(own, dict) or not all(isinstance(told, dict) for told in own.values()):
         problems.append(f"model.families={own!r} must be a mapping of families to mappings of their options")
         return options

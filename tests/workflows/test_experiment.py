@@ -230,7 +230,7 @@ def laughs(levels: int, first: str, one: str, times: int = 9) -> str:
     laughs(7, "{x: 1}", "{{x: [{}]}}"),
     laughs(7, "{x: 1}", "{{<<: [{}], y: 1}}"),
     laughs(1500, "[x]", "[{}]", times=2),
-    re.sub(r"(?m)^a\d+: ", "? ", laughs(7, "[x, x]", "[{}]")),                        # keys, which a message would write
+    re.sub(r"(?m)^a\d+: ", "? ", laughs(7, "[x, x]", "[{}]")),            # keys, which a message would write out
     f"a: &a {'long ' * 20_000}\nb: [{', '.join(['*a'] * 1000)}]\n",
 ])
 def test_aliases_that_stand_for_too_many_values_are_refused(tmp_path, text):
@@ -272,6 +272,19 @@ def test_overrides_set_nested_values_null_and_lists():
     assert made.workers == Workers(count=2, cpus=1)
     assert (made.model["family"], made.model["hidden_size"]) == ("lstm", 8)
     assert made.storage == "s3://bucket/runs?region=a=b"        # only the first = separates
+
+
+def test_a_section_without_options_may_be_overridden_at_any_depth(tmp_path):
+    text = SMALL.replace("{family: gru, hidden_size: 8, patch: 4}", "") + "training:\nsearch:\n  space:\n"
+    path = file(tmp_path, text)
+    made = load(path, ["training.epochs=3", "model.family=gru", "model.families.gru.patch=4",
+                       "search.space.training.learning_rate={loguniform: [1e-4, 1e-2]}"])
+    assert (made.training.epochs, made.model["family"], made.model["patch"]) == (3, "gru", 4)
+    assert made.search.space == {"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    assert load(small(), ["training=", "training.epochs=3"]).training.epochs == 3
+    none = {**FAMILIES, "families": {"gru": None}}
+    assert load(small(model=none), ["model.families.gru.layers=2"]).model["layers"] == 2
+    assert load(small(model=none, training=None)).model["layers"] == 1
 
 
 def test_a_later_override_wins_and_the_given_mapping_stays_as_it_was():
