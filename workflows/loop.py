@@ -98,6 +98,9 @@ class Diverged(Exception):
     """The loss or its gradient is no longer a finite number."""
 
 
+NOT_A_NUMBER = 1e300          # stands for NaN where parameters are compared; no parameter is as large
+
+
 class Workers:
     """All workers of a run, of which this is one; alone, exchanges cost nothing."""
 
@@ -135,10 +138,11 @@ class Workers:
         return wrapped
 
     def agree(self, model: nn.Module) -> bool:
-        """Whether all workers hold the same parameters, bit for bit."""
+        """Whether all workers hold the same parameters; NaN in the same place counts as the same."""
         if self.world == 1:
             return True
         flat = torch.cat([p.detach().reshape(-1).double() for p in model.parameters()])
+        flat = flat.nan_to_num(nan=NOT_A_NUMBER, posinf=math.inf, neginf=-math.inf)     # NaN never equals itself
         low, high = flat.clone(), flat.clone()
         dist.all_reduce(low, op=dist.ReduceOp.MIN)
         dist.all_reduce(high, op=dist.ReduceOp.MAX)
@@ -221,7 +225,7 @@ def epochs(model: SequenceModel, optimizer: torch.optim.Optimizer, training: Tra
         loss, weight, stops, asked = _gradients(wrapped, model, step, training, workers, hooks)
         norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip or math.inf)
         at_log = (progress.step + 1) % training.log_steps == 0
-        if device.type == "cpu" or at_log:           # on a GPU, asking costs a wait
+        if device.type == "cpu" or at_log or progress.step == 0:        # on a GPU, asking costs a wait
             _check_finite(norm, step, progress.step + 1, now, training)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

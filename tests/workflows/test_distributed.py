@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch.multiprocessing as mp
 import models
 from datasets.plan import keys, share
 from models.batch import Batch
-from workflows.loop import Hooks, Step, Stopped, Workers, _gradients, evaluate
+from workflows.loop import Hooks, Progress, Step, Stopped, Workers, _gradients, epochs, evaluate, make_optimizer
 from workflows.settings import Training
 
 SPEC = {"frontend": "patches", "channels": 5, "targets": 2, "known": 1, "observed": True, "season": 4, "lookback": 12,
@@ -132,6 +133,58 @@ def test_accumulated_micro_batches_give_the_gradient_of_one(kind, family):
     alone = gradient(kind, family, 0, 1, 1)
     for parts in (2, 3, 10):                                     # 10: more micro-batches than rows
         assert (gradient(kind, family, 0, 1, parts) - alone).abs().max() < 1e-10
+
+
+def compared(rank, world, folder):
+    """Writes which of these models' parameters the workers find to be the same."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    workers, found = Workers(torch.device("cpu")), {}
+    for name, values in {"same": [[1.0, 2.0]] * 2, "other": [[1.0, 2.0], [1.0, 3.0]], "nan": [[1.0, torch.nan]] * 2,
+                         "one nan": [[1.0, 2.0], [1.0, torch.nan]], "infinite": [[torch.inf, -torch.inf]] * 2,
+                         "signs": [[torch.inf, 1.0], [-torch.inf, 1.0]],
+                         "other nan": [[1.0, torch.nan], [torch.nan, 1.0]]}.items():
+        model = torch.nn.Linear(2, 1, bias=False)
+        model.weight.data[:] = torch.tensor(values[rank])
+        found[name] = workers.agree(model)
+    (Path(folder) / f"found-{rank}").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_workers_whose_parameters_are_not_finite_in_the_same_places_agree(tmp_path):
+    mp.spawn(compared, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"found-{rank}").read_text())
+        assert [name for name, same in found.items() if same] == ["same", "nan", "infinite"]
+
+
+def diverging(rank, world, folder, device):
+    """Writes down how a training ends whose first step has no finite loss."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    model, rows, targets = model_and_rows("gru")
+    targets["target"][0] = torch.nan
+    steps = [Step(0, (0, number), ROWS, [Batch(rows, {}, targets, torch.ones(ROWS), torch.arange(ROWS))], ROWS, 0)
+             for number in range(2)]
+    training = Training(epochs=1, precision="fp64", log_steps=20)
+    model = model.to(device)
+    try:
+        list(epochs(model, make_optimizer(model, training), training, lambda epoch, place: iter(steps), rows=2 * ROWS,
+                    expected_checksum=0, workers=Workers(torch.device(device)), progress=Progress(), hooks=SILENT,
+                    validate=dict))
+    except Exception as error:
+        (Path(folder) / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")])])
+def test_a_loss_that_is_not_finite_in_the_first_step_is_divergence_on_all_workers(device, tmp_path):
+    mp.spawn(diverging, (2, str(tmp_path), device), nprocs=2)
+    for rank in range(2):
+        assert (tmp_path / f"error-{rank}").read_text().startswith("Diverged: the gradient is nan at step 1 of epoch 0")
 
 
 def stopped_evaluation(rank, world, folder):
