@@ -33,7 +33,7 @@ class Console:
             self.rich.width = 120                 # in a log; 80 would cut tables
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.epochs = self.rows = 0
+        self.epochs = self.rows = self.checkpoint_steps = 0
         self.epoch_metrics: list[Mapping[str, float]] = []
         self.streams = False
         self.since = time.monotonic()
@@ -79,6 +79,7 @@ class Console:
 
     def _start(self, event: dict[str, Any]) -> None:
         self.epochs, self.rows, self.streams = event["epochs"], event["rows"], event["streams"]
+        self.checkpoint_steps = event["checkpoint_steps"]
         self.say(f"{event['parameters']:,} parameters, {self.rows:,} rows an epoch, {event['workers']} "
                  f"worker{'s' if event['workers'] > 1 else ''}{', streamed' if event['streams'] else ''}"
                  + (f", from step {event['step']}" if event["step"] else ""))
@@ -111,7 +112,8 @@ class Console:
     def result(self, result: dict[str, Any]) -> None:
         """The final table: the model beside the baselines; before it, why training was slow, if it was."""
         self._end_bar()
-        if slow := diagnosis(self.epoch_metrics, streams=self.streams):
+        within = 0 < self.checkpoint_steps < result["steps"] / max(1, len(result["history"]))
+        if slow := diagnosis(self.epoch_metrics, streams=self.streams, within=within):
             self.say(slow)
         self.rich.print(metrics_table({"model": result["metrics"], **result["baselines"], **best_row(result)}))
         self.signatures(result["signatures"])
@@ -233,11 +235,19 @@ REMEDIES = {
     "streamed data": ("waiting for data", "a larger dataset.cache_bytes keeps all of it in memory"),
     "communication": ("exchanges between workers", "fewer workers, or a larger training.batch_size, exchange less"),
     "checkpoint": ("writing checkpoints", "a larger training.checkpoint_steps writes fewer"),
+    "epoch's checkpoint": ("writing checkpoints", "each epoch ends with one, and epochs are short in comparison: "
+                           "faster storage, or fewer epochs of more rows, spend less on them"),
 }
 
 
-def diagnosis(epochs: Sequence[Mapping[str, float]], *, streams: bool) -> str:
-    """What made training slow, in one line, from the metrics of its epochs; empty where computing took the time."""
+def diagnosis(epochs: Sequence[Mapping[str, float]], *, streams: bool, within: bool) -> str:
+    """What made training slow, in one line; empty where computing took the time.
+
+    Args:
+        epochs: their metrics.
+        streams: whether the rows do not fit in memory.
+        within: whether checkpoints are written inside epochs, not only at their ends.
+    """
     if not epochs:
         return ""
     shares = {part: statistics.median(e.get(f"time/{part}_percent", 0.0) for e in epochs)
@@ -245,7 +255,9 @@ def diagnosis(epochs: Sequence[Mapping[str, float]], *, streams: bool) -> str:
     worst = max(shares, key=lambda part: shares[part])
     said = []
     if shares[worst] >= MUCH:
-        what, remedy = REMEDIES["streamed data" if streams and worst == "data" else worst]
+        case = {"data": "streamed data" if streams else "data",
+                "checkpoint": "checkpoint" if within else "epoch's checkpoint"}.get(worst, worst)
+        what, remedy = REMEDIES[case]
         said.append(f"{shares[worst]:.0f} % of the time went into {what}; {remedy}")
     uneven = statistics.median(e.get("time/slowest_worker_percent", 0.0) for e in epochs)
     ranks = {e.get("time/slowest_worker") for e in epochs}

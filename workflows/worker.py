@@ -243,7 +243,8 @@ class Attempt:
         if workers.rank == 0:
             job.tell({"event": "start", "rows": total, "epochs": settings.epochs, "step": self.progress.step,
                       "epoch": self.progress.epoch, "parameters": self.parameters,
-                      "streams": ingest.cached is None, "workers": workers.world})
+                      "streams": ingest.cached is None, "workers": workers.world,
+                      "checkpoint_steps": settings.checkpoint_steps})
         steps = _Watched(self.data, ingest, job, workers, settings.epochs)
         for metrics in loop.epochs(
                 self.model, self.optimizer, settings, steps, rows=total, expected_checksum=checksum_range(total),

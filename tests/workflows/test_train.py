@@ -216,7 +216,9 @@ def slow_storage(patched):
 
 @pytest.mark.parametrize(("slow", "part", "said", "steps"), [
     (slow_data, "data", "of the time went into waiting for data; larger batches", 0),
-    (slow_storage, "checkpoint", "of the time went into writing checkpoints; a larger training.checkpoint_steps", 5)])
+    (slow_storage, "checkpoint", "of the time went into writing checkpoints; a larger training.checkpoint_steps", 5),
+    (slow_storage, "checkpoint", "of the time went into writing checkpoints; each epoch ends with one", 0),
+    (slow_storage, "checkpoint", "of the time went into writing checkpoints; each epoch ends with one", 10 ** 6)])
 def test_a_slow_run_says_why(slow, part, said, steps, folder, capfd):
     with pytest.MonkeyPatch.context() as patched:
         slow(patched)
@@ -231,12 +233,14 @@ def test_a_slow_run_says_why(slow, part, said, steps, folder, capfd):
 def test_an_uneven_host_is_named():
     from workflows.console import diagnosis
     even = {"time/data_percent": 3.0, "time/communication_percent": 20.0, "time/checkpoint_percent": 1.0}
-    assert diagnosis([even], streams=True) == "" == diagnosis([], streams=True)
+    assert diagnosis([even], streams=True, within=True) == "" == diagnosis([], streams=True, within=True)
     uneven = {**even, "time/slowest_worker": 2.0, "time/slowest_worker_percent": 80.0}
-    assert "slow: worker 2 computes 80 % longer than the median worker" in diagnosis([uneven] * 2, streams=True)
-    assert diagnosis([uneven, {**uneven, "time/slowest_worker": 1.0}], streams=True) == ""        # now one, now another
+    said = diagnosis([uneven] * 2, streams=True, within=True)
+    assert "slow: worker 2 computes 80 % longer than the median worker" in said
+    others = [uneven, {**uneven, "time/slowest_worker": 1.0}]                                     # now one, now another
+    assert diagnosis(others, streams=True, within=True) == ""
     waits = {**even, "time/communication_percent": 60.0, "time/data_percent": 61.0}
-    assert "a larger dataset.cache_bytes" in diagnosis([waits], streams=True)
+    assert "a larger dataset.cache_bytes" in diagnosis([waits], streams=True, within=True)
 
 
 def test_evaluate_gives_the_metrics_of_the_run(folder, result):
