@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-import time
 from pathlib import Path
 
 import fsspec
@@ -202,16 +201,31 @@ def test_ctrl_c_stops_epochs_of_a_single_step(folder):
     assert len(calls) == 3
 
 
-def slow_data(patched):
+class Clock:
+    """The time of the training loop: a millisecond for each look, and what slow parts add. No machine is slower."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 0.001
+        return self.now
+
+    def slowed(self, function, seconds):
+        def slow(*given):
+            self.now += seconds
+            return function(*given)
+        return slow
+
+
+def slow_data(patched, clock):
     from datasets.ingest import Ingest
-    cut = Ingest._cut
-    patched.setattr(Ingest, "_cut", lambda *told: (time.sleep(0.05), cut(*told))[1])
+    patched.setattr(Ingest, "_cut", clock.slowed(Ingest._cut, 0.05))
 
 
-def slow_storage(patched):
+def slow_storage(patched, clock):
     from datasets.storage import Storage
-    write = Storage.write
-    patched.setattr(Storage, "write", lambda *told: (time.sleep(0.02), write(*told))[1])
+    patched.setattr(Storage, "write", clock.slowed(Storage.write, 0.05))
 
 
 @pytest.mark.parametrize(("slow", "part", "said", "steps"), [
@@ -220,8 +234,11 @@ def slow_storage(patched):
     (slow_storage, "checkpoint", "of the time went into writing checkpoints; each epoch ends with one", 0),
     (slow_storage, "checkpoint", "of the time went into writing checkpoints; each epoch ends with one", 10 ** 6)])
 def test_a_slow_run_says_why(slow, part, said, steps, folder, capfd):
+    from workflows import loop
     with pytest.MonkeyPatch.context() as patched:
-        slow(patched)
+        clock = Clock()
+        patched.setattr(loop, "time", clock)
+        slow(patched, clock)
         result = train(None, overrides=overrides(folder, "name=slow", f"training.checkpoint_steps={steps}"))
     assert said in " ".join(capfd.readouterr().err.split())
     client, run_id = record(folder, result["run_id"])
