@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from datasets import files
 from datasets.files import Source
 from datasets.records import Bad, Options, Records, State
+from datasets.storage import Unavailable
 
 if TYPE_CHECKING:
     import ray.data
@@ -181,12 +182,19 @@ def decode(uri: str, rate: int, max_seconds: float) -> tuple[NDArray[np.int16], 
 
     A file that was cut is refused wherever its format lets one know: not where the header leaves the size open, nor
     where an MP3 that does not count its frames was cut between two of them.
+
+    Raises:
+        Unavailable: storage does not give it now.
     """
     try:
         samples, given = _read(uri, max_seconds)
         return _at_rate(samples, given, rate), ""
     except FileNotFoundError:
         reason = f"there is no file {uri}"
+    except Unavailable as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise                                        # nothing says that the sound is at fault
+        reason = f"{uri} cannot be read: you have no permission"
     except _Unusable as error:
         reason = f"{uri} {error}"
     except soundfile.LibsndfileError as error:
@@ -196,14 +204,33 @@ def decode(uri: str, rate: int, max_seconds: float) -> tuple[NDArray[np.int16], 
     return np.zeros(0, np.int16), reason
 
 
+class _Kept:
+    """A file for libsndfile, through which nothing can be raised: the error of a read is kept instead."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+        self.error: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self.file.read(size))
+        except OSError as error:
+            self.error = error
+            return b""
+
+
 def _read(uri: str, max_seconds: float) -> tuple[NDArray[Any], int]:
     """(samples (T, C): int16, or float32 of which 1 is the loudest; how many a second)."""
-    system, path = files.open_input(uri)
-    with system.open_input_file(path) as file:
+    with files.open_file(uri) as file:
         if file.size() > LARGE:                          # most likely too long, which the header tells
-            with soundfile.SoundFile(file) as sound:
-                if sound.format != "MP3":                # which may hold only a guess of it, see _counted
-                    _check_seconds(sound.frames, sound.samplerate, max_seconds)
+            kept = _Kept(file)
+            try:
+                with soundfile.SoundFile(kept) as sound:
+                    if sound.format != "MP3":            # which may hold only a guess of it, see _counted
+                        _check_seconds(sound.frames, sound.samplerate, max_seconds)
+            finally:
+                if kept.error is not None:
+                    raise kept.error
             file.seek(0)
         data = file.read()
     if not data:

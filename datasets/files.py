@@ -30,6 +30,8 @@ from pyarrow import csv as pa_csv
 from pyarrow import fs
 from pyarrow import parquet as pq
 
+from datasets.storage import Unavailable, reading, watched
+
 if TYPE_CHECKING:
     import ray.data
 
@@ -37,7 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CSV, JSON, LINES, PARQUET = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".txt",), (".parquet", ".pq")
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")     # of all but Parquet, which compresses inside
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}  # all but Parquet
 TABLES = (*CSV, *JSON, *(text + end for text in CSV + JSON for end in COMPRESSED), *PARQUET)
 OPTIONS = re.compile(r"\?\w+=.*$")           # of a URI: s3://bucket/key?region=...; any other ? is a glob's
 TASK_CPUS = 0.5             # of a task that reads; a step after it with the same number runs in the same task
@@ -80,7 +82,10 @@ def resolve(path: str, *, suffixes: Collection[str] = (), empty: bool = False) -
     """
     if not path:
         raise ValueError("the path of the data is empty; give a file, a folder, a glob or a URI")
-    place = _open(path)
+    try:
+        place = _open(path)
+    except Unavailable as error:
+        raise ValueError(str(error)) from error             # an address that has never been reached
     info = place.system.get_file_info(place.root)
     if info.type == fs.FileType.File:
         found = [info]
@@ -101,10 +106,24 @@ def total_bytes(sources: Iterable[Source]) -> int:
     return sum(source.size for source in sources)
 
 
-def open_input(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system that serves `uri` (of a Source), and the path in it."""
+def open_stream(uri: str) -> pa.NativeFile:
+    """The bytes of a Source's `uri` from the first on, decompressed as its ending says; see `open_file`."""
     place = _open(uri)
-    return place.system, place.root
+    with reading(uri):
+        plain = watched(uri, place.system.open_input_stream(place.root, compression=None))
+    codec = COMPRESSED.get(posixpath.splitext(place.root.lower())[1])
+    return pa.CompressedInputStream(plain, codec) if codec else plain
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """The bytes of a Source's `uri`, anywhere in it.
+
+    What storage refuses, now or later, is raised as `Unavailable`. Another OSError says that there is no such file or,
+    if a parser raises it, that the content is damaged.
+    """
+    place = _open(uri)
+    with reading(uri):
+        return watched(uri, place.system.open_input_file(place.root))
 
 
 def read(sources: Sequence[Source], columns: list[str] | None, *, lenient: bool = False,
@@ -142,7 +161,8 @@ def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False,
     """The blocks of one file, as `read` describes them, in this process.
 
     Raises:
-        ValueError: the file cannot be read, or lacks a column; if not lenient, also for a row that cannot be parsed.
+        ValueError: the file is damaged or lacks a column; if not lenient, also for a row that cannot be parsed.
+        Unavailable: storage does not give it now.
     """
     reader = _whole_text if whole else _reader(uri)
     first = pa.scalar(2 if reader is _csv_blocks else 1, pa.int64())
@@ -160,7 +180,11 @@ def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False,
                 row, told = min(bad.items())
                 raise ValueError(f"{uri}, row {places[row]}: {_said(told)}; correct or remove it")
             yield table
+    except Unavailable:
+        raise
     except (OSError, pa.ArrowException, UnicodeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"there is no file {uri} any more; bring it back, or name another") from error
         reason = " ".join(str(error).split())
         raise ValueError(f"{uri} cannot be read: {reason}; repair or remove the file") from error
 
@@ -177,7 +201,7 @@ def missing_column(uri: str, wanted: str, names: Sequence[str]) -> ValueError:
 
 
 def in_task(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Decorate a generator that Ray Data runs, so that the ValueErrors it raises can be told to people.
+    """Decorate a generator that Ray Data runs: its ValueErrors, and Unavailable, reach `user_errors` as they are.
 
     Ray pickles an exception's arguments, not its cause, appends advice on retries to messages, and logs all but its
     own UserCodeException as a fault of Ray: so the error travels as the argument of one.
@@ -186,7 +210,7 @@ def in_task(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
     def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         try:
             yield from function(*args, **kwargs)
-        except ValueError as error:
+        except (ValueError, Unavailable) as error:
             from ray.exceptions import UserCodeException
 
             raise UserCodeException(error) from error
@@ -195,7 +219,7 @@ def in_task(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """ValueErrors that were raised inside Ray tasks (see `in_task`) leave the block plain, with only their message.
+    """ValueErrors and Unavailable, raised inside Ray tasks (see `in_task`), leave the block with only their message.
 
     Use it around whatever makes a dataset run (`take_all`, `iter_batches`, `write_parquet`, ...). Other errors pass
     unchanged, with their tracebacks.
@@ -204,11 +228,11 @@ def user_errors() -> Iterator[None]:
         try:                                        # those loggers announce what is raised here anyway
             yield
         except Exception as error:
-            message = user_message(error)
-            if message is None:
+            found = _user_error(error)
+            if found is None:
                 raise
             logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
-            raise ValueError(message) from None
+            raise (Unavailable if isinstance(found, Unavailable) else ValueError)(str(found)) from None
 
 
 _silenced: dict[str, tuple[int, int]] = {}           # logger: how many blocks silence it, its level before the first
@@ -238,15 +262,16 @@ def silenced(*names: str) -> Iterator[None]:
                     logging.getLogger(name).setLevel(level)
 
 
-def user_message(error: BaseException) -> str | None:
-    """What the ValueError at the bottom of a Ray error says; None where there is none."""
+def _user_error(error: BaseException) -> ValueError | Unavailable | None:
+    """The ValueError or Unavailable at the bottom of a Ray error; None where there is neither."""
     from ray.exceptions import RayError
 
     todo, seen = [error], set[int]()
     while todo:
         error = todo.pop()
-        if isinstance(error, ValueError) and not isinstance(error, RayError | pa.ArrowException | UnicodeError):
-            return str(error)
+        if isinstance(error, ValueError | Unavailable) and not isinstance(
+                error, RayError | pa.ArrowException | UnicodeError):
+            return error
         seen.add(id(error))
         inside = [getattr(error, "cause", None), error.__cause__, *error.args]
         todo += [item for item in inside if isinstance(item, BaseException) and id(item) not in seen]
@@ -284,8 +309,8 @@ def _open(path: str) -> _Place:
         except (pa.ArrowInvalid, ImportError, ValueError) as error:
             reason = str(error)
         except OSError as error:
-            raise ValueError(f"{path} cannot be reached: {error}; "
-                             f"check the address, the credentials and the network") from error
+            raise Unavailable(f"{path} cannot be reached: {error}; "
+                              f"check the address, the credentials and the network") from error
         else:
             before = base.removesuffix(root) if base.endswith(root) else f"{scheme}://"
             return _Place(system, root + path[len(base):], before, after)
@@ -377,8 +402,7 @@ def _read_listed(batch: pa.Table, columns: list[str] | None, lenient: bool, whol
 
 
 def _parquet_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
-    system, path = open_input(uri)
-    with pq.ParquetFile(system.open_input_file(path)) as file:
+    with open_file(uri) as source, pq.ParquetFile(source) as file:
         wanted = _checked(uri, file.schema_arrow.names, columns)
         rows = min(BLOCK_ROWS, max(1, BLOCK_MEMORY * file.metadata.num_rows // max(1, _memory(file, wanted))))
         row = 0
@@ -403,9 +427,8 @@ def _memory(file: pq.ParquetFile, wanted: Collection[str]) -> int:
 
 
 def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
-    system, path = open_input(uri)
     delimiter = "\t" if suffix(uri) == ".tsv" else ","
-    with system.open_input_stream(path, compression="detect") as stream:
+    with open_stream(uri) as stream:
         names = _header(uri, stream, delimiter)
     wanted = _checked(uri, names, columns)
     broken: dict[int, str] = {}                         # number of a row that has no place in the columns -> why
@@ -419,7 +442,7 @@ def _csv_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
             long.add(row.number - 2)
         return "skip"
 
-    with system.open_input_stream(path, compression="detect") as stream:
+    with open_stream(uri) as stream:
         row, suspect = 0, None
         for batch in _csv_batches(uri, stream, names, delimiter, note):
             bad: Bad = {}
@@ -559,8 +582,7 @@ def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
 
 def _whole_text(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
     wanted = _checked(uri, ["text"], columns)
-    system, path = open_input(uri)
-    with system.open_input_stream(path, compression="detect") as stream:
+    with open_stream(uri) as stream:
         text = stream.read().removeprefix(b"\xef\xbb\xbf")
     bad: Bad = {}
     table = _decoded(pa.table({"text": pa.array([text], pa.binary())}), bad)
@@ -569,8 +591,7 @@ def _whole_text(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
 
 def _lines(uri: str) -> Iterator[tuple[list[int], list[bytes]]]:
     """Numbers (from 0) and bytes of the lines that are not blank, in blocks."""
-    system, path = open_input(uri)
-    with system.open_input_stream(path, compression="detect") as stream:
+    with open_stream(uri) as stream:
         numbers, lines, size = list[int](), list[bytes](), 0
         for number, line in enumerate(io.BufferedReader(stream, BLOCK_BYTES)):
             if number == 0:
@@ -632,9 +653,8 @@ def _text(value: Any) -> Any:
 
 def _check_quotes(uri: str, row: int) -> None:
     """Refuse a file whose last value spans lines because a quote is never closed: it swallowed all rows after it."""
-    system, path = open_input(uri)
     quotes = 0
-    with system.open_input_stream(path, compression="detect") as stream:
+    with open_stream(uri) as stream:
         while block := stream.read(BLOCK_BYTES):
             quotes += block.count(b'"')
     if quotes % 2:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datasets.storage import Storage, sha256, without_secrets
+from datasets.storage import Storage, Unavailable, absent, sha256, without_secrets
 
 if TYPE_CHECKING:
     import ray.data
@@ -221,6 +221,7 @@ def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArra
 
     Raises:
         ValueError: a shard that is missing or damaged.
+        Unavailable: one cannot be read now.
     """
     tables = []
     for shard, places in zip(shards, wanted, strict=True):
@@ -231,11 +232,13 @@ def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArra
         ends = np.cumsum(shard.groups)
         groups = np.unique(np.searchsorted(ends, places, side="right"))
         try:
-            with storage.fs.open_input_file(f"{storage.path}/{shard.file}") as source:
+            with storage.open(shard.file) as source:
                 file = pq.ParquetFile(source, page_checksum_verification=True)
                 table = file.read_row_groups(groups.tolist(), use_threads=False)
+        except Unavailable:
+            raise
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{storage.uri}/{shard.file}: prepared data cannot be read ({error}); delete "
+            raise ValueError(f"{storage.uri}/{shard.file}: prepared data is missing or damaged ({error}); delete "
                              f"{storage.uri} and prepare again") from None
         held = np.concatenate([np.arange(ends[g] - shard.groups[g], ends[g]) for g in groups])
         tables.append(table.take(pa.array(np.searchsorted(held, places))))
@@ -246,7 +249,9 @@ def _checked(storage: Storage, told: dict[str, Any]) -> bytes:
     remedy = f"delete {storage.uri} and prepare again"
     try:
         data = storage.read(told["file"])
-    except FileNotFoundError:
+    except OSError as error:
+        if not absent(error):
+            raise
         raise ValueError(f"{storage.uri}/{told['file']}: prepared data is missing; {remedy}") from None
     if len(data) != told["bytes"] or sha256(data) != told["sha256"]:
         raise ValueError(f"{storage.uri}/{told['file']}: prepared data is damaged ({len(data)} bytes, "

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+
+class Unavailable(OSError):
+    """A file could not be read now: the disk, the network or the store failed. It may be whole, so try again."""
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """An OSError inside becomes `Unavailable`, which names the file, unless it says that there is no such file."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, Unavailable) or absent(error):
+            raise
+        raise Unavailable(f"{uri} cannot be read now: {' '.join(str(error).split())}") from error
+
+
+def absent(error: OSError) -> bool:
+    """Whether an error says that there is no such file: none of that name, or a folder, or that no file can have it."""
+    return (isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+            or str(error).endswith("is a directory"))            # pyarrow's, without a number
+
+
+def watched(uri: str, file: pa.NativeFile) -> pa.NativeFile:
+    """The same file, whose errors of reading are raised as `Unavailable`, also through a parser of pyarrow's."""
+    return pa.PythonFile(_Watched(uri, file), "r")
+
+
+class _Watched:
+    def __init__(self, uri: str, file: pa.NativeFile) -> None:
+        self.uri, self.file = uri, file
+        self.seek, self.tell, self.size, self.close = file.seek, file.tell, file.size, file.close
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.file.closed)
+
+    def read(self, size: int | None = None) -> bytes:
+        with reading(self.uri):
+            return bytes(self.file.read(size))
+
+    def read_buffer(self, size: int | None = None) -> pa.Buffer:
+        with reading(self.uri):
+            return self.file.read_buffer(size)
 
 
 class Storage:
@@ -73,9 +121,20 @@ class Storage:
             Path(temporary).unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
-        """All bytes of a file; FileNotFoundError where there is none."""
-        with self.fs.open_input_stream(f"{self.path}/{name}") as source:
+        """All bytes of a file.
+
+        Raises:
+            OSError: there is none (see `absent`), mostly as FileNotFoundError.
+            Unavailable: it cannot be read now.
+        """
+        with reading(f"{self.uri}/{name}"), self.fs.open_input_stream(f"{self.path}/{name}") as source:
             return bytes(source.read())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file to read parts of; raises, also when they are read, what `read` does."""
+        uri = f"{self.uri}/{name}"
+        with reading(uri):
+            return watched(uri, self.fs.open_input_file(f"{self.path}/{name}"))
 
     def exists(self, name: str) -> bool:
         kind: Any = self.fs.get_file_info(f"{self.path}/{name}").type

@@ -16,11 +16,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 
 T = TypeVar("T")
 WORKER = "RayTrainWorker"
@@ -45,6 +46,25 @@ def kill_launched() -> None:
     """End what a test has launched and left, as one that fails does."""
     while LAUNCHED:
         LAUNCHED.pop().kill()                              # nothing happens to one that has ended
+
+
+@contextlib.contextmanager
+def unreadable(path: Path) -> Iterator[Callable[[], None]]:
+    """The file's disk fails (EIO) in this block, or until what it yields is called; its content is kept."""
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("a file that cannot be read is one of Linux")
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    path.symlink_to("/proc/self/mem")                      # can be opened, and nothing can be read at its beginning
+
+    def mend() -> None:
+        if aside.exists():
+            aside.replace(path)
+
+    try:
+        yield mend
+    finally:
+        mend()
 
 
 def finish(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> Any:

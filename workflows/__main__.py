@@ -51,7 +51,7 @@ def _fail_by(error: Exception, verbose: bool) -> None:
         _fail(str(error), 2)
     if isinstance(error, Interrupted):
         _fail(str(error), error.code)
-    if kind in ("Diverged", "Lost", "NothingFound", "Undelivered", "Unwritable"):
+    if kind in ("Diverged", "Lost", "NothingFound", "Unavailable", "Undelivered", "Unwritable"):
         _fail(str(error), 1)
     _fail(f"{kind}: {error}" + ("" if verbose else "\n(--verbose shows where)"), 1)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 FORMAT = 1
+ABSENT = FileNotFoundError, NotADirectoryError
+LONGEST = 200           # characters of a file's name
 
 
 class Folder(Protocol):
@@ -53,20 +55,25 @@ def read_files(folder: Folder, name: str = "") -> dict[str, bytes]:
 
     Raises:
         ValueError: no manifest, or a file that is missing, cut short or changed.
+        OSError: one cannot be read now.
     """
     where, prefix = (f"{folder.uri}/{name}", f"{name}/") if name else (folder.uri, "")
     try:
+        listed = folder.read(f"{prefix}manifest.json")
+    except ABSENT:
+        listed = b""                       # refused below; another OSError says nothing about the files
+    try:
         told = {file: (int(one["bytes"]), str(one["sha256"]))
-                for file, one in json.loads(folder.read(f"{prefix}manifest.json"))["files"].items()}
-        if any("/" in file or file in ("", ".", "..", "manifest.json") for file in told):
+                for file, one in json.loads(listed)["files"].items()}
+        if any("/" in file or len(file) > LONGEST or file in ("", ".", "..", "manifest.json") for file in told):
             raise ValueError("a name that leads elsewhere")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise ValueError(f"{where}: no readable manifest.json; this is not a complete checkpoint or bundle") from None
     files = {}
     for file, (size, checksum) in told.items():
         try:
             data = folder.read(f"{prefix}{file}")
-        except OSError:
+        except ABSENT:
             raise ValueError(f"{where}/{file}: missing, though the manifest names it; use another copy") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != checksum:
             raise ValueError(f"{where}/{file}: damaged: {len(data)} bytes, {size} expected, "
@@ -110,7 +117,11 @@ def save(folder: Folder, step: int, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def latest(folder: Folder) -> tuple[str, dict[str, bytes]] | None:
-    """The newest checkpoint whose files are all whole, with its files; None where there is none."""
+    """The newest checkpoint whose files are all whole, with its files; None where there is none.
+
+    Raises:
+        OSError: one cannot be read now: an earlier one would cost the steps since.
+    """
     for name in sorted((n for n in folder.names() if n.startswith("step-")), reverse=True):
         try:
             return name, read_files(folder, name)

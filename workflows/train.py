@@ -10,17 +10,20 @@ if __name__ == "__main__":         # the imports below would look in the wrong f
     raise SystemExit("start it from the project's folder as: python -m workflows train ...")
 
 import importlib
+import itertools
 import json
 import os
 import re
 import shlex
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from workflows.worker import Job
 
 
+T = TypeVar("T")
+PAUSE = 2.0                   # seconds before what storage failed is tried again, and as much more each time
 DELIVERY = 30.0               # seconds that the end of a run waits for MLflow
 FOREVER = 10 * 365 * 86400    # seconds
 FAILED = "failed.json"        # in a run's folder: an error that another attempt would meet again
@@ -120,11 +125,36 @@ def prepare(experiment: Experiment, dataset: RawDataset | None = None) -> Prepar
                 shard_bytes=storing_of(experiment).shard_bytes, limit=experiment.quarantine.limit)
 
 
-def cached_parts(experiment: Experiment, prepared: Prepared) -> dict[str, list[Any]]:
-    """References to the rows of each part that fits the cache budget; hold them while they are used."""
+def cached_parts(experiment: Experiment, prepared: Prepared,
+                 tell: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, list[Any]]:
+    """References to the rows of each part that fits the cache budget; hold them while they are used.
+
+    Raises:
+        ValueError: a shard is missing or damaged.
+        Lost: storage failed more often than ``workers.failures``.
+    """
     from datasets.ingest import cache
-    budget = storing_of(experiment).cache_bytes
-    return {name: cache(part, prepared.storage) for name, part in prepared.parts.items() if part.memory <= budget}
+    budget, most = storing_of(experiment).cache_bytes, experiment.workers.failures
+    return {name: patiently(partial(cache, part, prepared.storage), most, tell)
+            for name, part in prepared.parts.items() if part.memory <= budget}
+
+
+def patiently(function: Callable[[], T], most: int, tell: Callable[[dict[str, Any]], None]) -> T:
+    """What `function` returns: called again, up to `most` times, after what Ray Train would replace a worker for.
+
+    Raises:
+        Lost: storage failed once more. Others: as they come, such as ValueError.
+    """
+    for failures in itertools.count(1):
+        try:
+            return function()
+        except OSError as error:
+            if failures > most:
+                raise Lost(f"{mask(str(error))}; it was tried {failures} times (workers.failures={most}). Start again "
+                           "once storage is back, a training with --resume") from error
+            tell({"event": "note", "text": f"{mask(str(error))}; it is tried again in {failures * PAUSE:g} s"})
+            time.sleep(failures * PAUSE)
+    raise AssertionError                                # not reached
 
 
 def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Place, console: Console, *,
@@ -157,7 +187,7 @@ def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Pla
                                        for p, part in prepared.parts.items()}})
     status: tracking.Status = "FAILED"
     try:
-        cached = cached_parts(experiment, prepared)
+        cached = cached_parts(experiment, prepared, console.event)
         job = Job(experiment, prepared, cached, run, name, place.cpus, tracker, console.event,
                   entered=psutil.Process().create_time())
         _fit(job, place, console)
@@ -194,7 +224,8 @@ def _fit(job: Job, place: cluster.Place, console: Console) -> None:
             if place.in_process:
                 job.stop, job.watched = stop, False
                 scaling = ScalingConfig(num_workers=0, use_gpu=job.experiment.workers.gpus > 0)
-                TorchTrainer(lambda: work(job), scaling_config=scaling).fit()
+                trainer = TorchTrainer(lambda: work(job), scaling_config=scaling)
+                patiently(trainer.fit, job.experiment.workers.failures, job.tell)
                 return
             with relay(console) as line:
                 job.tell, job.stop, job.present = line, line.stops, line.present

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from datasets import files
 from datasets.records import Records
@@ -57,3 +60,31 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Records], Encoded]:
 
     monkeypatch.setattr(files, "read", read)
     return run
+
+
+class FailingStore(MemoryFileSystem):
+    """A store in memory that opens files, and while `fails` is set gives none of their bytes."""
+
+    protocol, store, pseudo_dirs, fails = "failing", {}, [""], False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("failing://").strip("/")
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        file = super()._open(path, mode, **options)
+        return Broken(file.getvalue()) if self.fails else file
+
+
+class Broken(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+
+
+@pytest.fixture
+def failing_store() -> Iterator[type[FailingStore]]:
+    """The store behind URIs of failing://."""
+    fsspec.register_implementation("failing", FailingStore, clobber=True)
+    yield FailingStore
+    FailingStore.fails = False
+    FailingStore.store.clear()

@@ -21,7 +21,7 @@ from datasets import audio
 from datasets.audio import decode
 from datasets.ingest import configure_ray_data
 from datasets.prepare import Prepared, cache_key, prepare, read_rows
-from datasets.storage import Storage
+from datasets.storage import Storage, Unavailable
 
 RATE = 16_000
 
@@ -254,6 +254,14 @@ def test_what_is_no_file_is_told(tmp_path):
     if os.geteuid():
         assert "cannot be read" in reason_of(hidden)
     assert "cannot be read" in reason_of("nothing://at/all.wav")
+
+
+@pytest.mark.parametrize("size", [1000, audio.LARGE])               # of the latter the header is looked up first
+def test_a_store_that_fails_sets_no_sound_aside(failing_store, size):
+    fsspec.filesystem("failing").pipe("/box/a.wav", coded(noise(size)))
+    failing_store.fails = True
+    with pytest.raises(Unavailable, match=r"^failing://box/a\.wav cannot be read now: AWS Error"):
+        decode("failing://box/a.wav", RATE, 1e9)
 
 
 @pytest.mark.parametrize("options", [{}, {"format": "FLAC"}, {"subtype": "FLOAT"}], ids=str)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import files
+from tests.faults import unreadable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,6 +172,44 @@ def test_what_cannot_be_read_names_the_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         rows_of(str(tmp_path / name), ["x"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.txt"])
+def test_a_disk_that_fails_is_not_blamed_on_the_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    with unreadable(path), pytest.raises(files.Unavailable, match=f"^{path} cannot be read now: ") as caught:
+        rows_of(str(path))
+    assert "remove" not in str(caught.value)
+
+
+def test_a_disk_that_fails_in_a_task_is_told_in_a_line(tmp_path):
+    path = write(tmp_path / "a.csv", "x,y\n1,2\n")
+    found = files.resolve(path)
+    with (unreadable(Path(path)), pytest.raises(files.Unavailable, match=f"^{path} cannot be read now: .*$"),
+          files.user_errors()):
+        files.read(found, ["x"]).take_all()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz"])
+def test_a_store_that_fails_while_a_file_is_parsed_is_not_blamed_on_the_file(failing_store, name):
+    """Stores have errors without numbers, as parsers of damaged files have."""
+    store = fsspec.filesystem("failing")
+    with store.open(f"/box/{name}", "wb") as out:
+        if name == "a.parquet":
+            pq.write_table(pa.table({"x": ["1", "2"]}), out)
+        else:
+            out.write(gzip.compress(b"x\n1\n2\n"))
+    uri = f"failing://box/{name}"
+    assert [row["x"] for row in rows_of(uri)] == ["1", "2"]
+    failing_store.fails = True
+    with pytest.raises(files.Unavailable, match=f"^{uri} cannot be read now: AWS Error NETWORK_CONNECTION"):
+        rows_of(uri)
+
+
+def test_a_file_that_is_gone_by_the_time_it_is_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no file {tmp_path / 'a.csv'} any more"):
+        rows_of(str(tmp_path / "a.csv"), ["x"])
 
 
 def test_ray_reads_all_files_one_task_each(tmp_path):

@@ -14,8 +14,8 @@ import datasets
 from datasets import prepare as preparing
 from datasets.ingest import cache, configure_ray_data
 from datasets.prepare import Prepared, Shard, cache_key, load, prepare, read_rows
-from datasets.storage import Storage
-from tests.faults import ACCESS, ObjectStore
+from datasets.storage import Storage, Unavailable
+from tests.faults import ACCESS, ObjectStore, unreadable
 from workflows.experiment import dataset_of
 from workflows.experiment import load as load_experiment
 
@@ -250,6 +250,17 @@ def test_a_damaged_shard_is_refused_by_name(copy, damage, places):
         flip(path, 100)                                          # inside the first pages
     with pytest.raises(ValueError, match=f"{path}: prepared data .*delete .* and prepare again"):
         read_rows(copy, [shard], [places])
+
+
+def test_a_disk_that_fails_is_no_damage_and_the_rows_are_read_once_it_is_back(copy):
+    part = load(copy).parts["train"]
+    shard = part.shards[1]
+    with unreadable(copy.local / shard.file):
+        for read in (lambda: read_rows(copy, [shard], [None]), lambda: cache(part, copy)):
+            with pytest.raises(Unavailable, match=f"^{copy.local / shard.file} cannot be read now: ") as caught:
+                read()
+            assert "delete" not in str(caught.value)
+    assert len(read_rows(copy, [shard], [None])) == shard.rows
 
 
 def test_no_flipped_byte_of_stored_values_is_read_as_another_value(copy):

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import models
-from datasets.storage import Storage
+from datasets.storage import Storage, Unavailable
 from models.batch import Batch
+from tests.faults import unreadable
 from workflows import bundle, checkpoint, loop
 from workflows.checkpoint import latest, load_weights, read_files, restore, save, weights, write_files
 from workflows.loop import Progress
@@ -203,6 +204,16 @@ def test_reading_names_the_file_that_is_wrong(two):
         read_files(folder, name)
     with pytest.raises(ValueError, match=f"{two}/nothing: no readable manifest.json"):
         read_files(folder, "nothing")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
+def test_a_disk_that_fails_makes_no_earlier_checkpoint_the_newest(two, file):
+    folder, name = Storage(two), "step-000000002"
+    with unreadable(two / name / file):
+        for read in (lambda: read_files(folder, name), lambda: latest(folder)):
+            with pytest.raises(Unavailable, match=f"^{two}/{name}/{file} cannot be read now"):
+                read()
+    assert latest(folder)[0] == name
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

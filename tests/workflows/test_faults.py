@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.storage import Storage
-from tests.faults import ACCESS, WORKER, ObjectStore, below, finish, launch, said, wait_until
+from tests.faults import ACCESS, WORKER, ObjectStore, below, finish, launch, said, unreadable, wait_until
 from workflows.console import Console, Line, relay
 from workflows.stopping import Stop, beside
 from workflows.train import _why
@@ -310,6 +310,18 @@ def test_a_shard_that_is_removed_while_it_streams_is_named(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
+
+
+@pytest.mark.soak
+def test_workers_that_cannot_read_a_shard_for_a_while_are_replaced(undisturbed, tmp_path):
+    process = start(tmp_path, "workers.count=2", "workers.failures=20", "dataset.cache_bytes=0")
+    wait_until(lambda: list(tmp_path.glob("runs/prepared/*/manifest.json")), tmp_path)
+    (shard,) = (p for p in tmp_path.glob("runs/prepared/*/*.parquet") if not p.stem.endswith("index"))
+    with unreadable(shard):                                     # before the workers read it
+        seen = set()
+        wait_until(lambda: seen.update(p.pid for p in below(process, WORKER)) or len(seen) > 2, tmp_path)
+    assert weights(finish(process, tmp_path)) == weights(undisturbed)
+    assert "delete" not in said(tmp_path)
 
 
 @pytest.fixture

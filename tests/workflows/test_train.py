@@ -15,6 +15,7 @@ import pytest
 import ray
 from click.testing import CliRunner
 
+from tests.faults import unreadable
 from workflows import cluster
 from workflows.__main__ import main
 from workflows.experiment import load
@@ -95,6 +96,39 @@ def test_streamed_training_ends_in_the_weights_of_cached_training(folder, result
     streamed = train(None, overrides=overrides(folder, "dataset.cache_bytes=0"), progress=False)
     assert (Path(streamed["bundle"]) / "model.safetensors").read_bytes() == \
         (Path(result["bundle"]) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def failing_disk(folder, result, monkeypatch):
+    """The only shard of the prepared data cannot be read until that has been noted; what was noted."""
+    noted = []
+    [shard] = (p for p in Path(folder).glob("runs/prepared/*/*.parquet") if "index" not in p.stem)
+    monkeypatch.setattr("workflows.train.PAUSE", 0)
+    with unreadable(shard) as mend:
+        def event(self, told):
+            if told["event"] == "note":
+                noted.append(told["text"])
+                mend()
+
+        monkeypatch.setattr("workflows.console.Console.event", event)
+        yield shard, noted
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30], ids=["streamed", "cached"])
+def test_a_disk_that_fails_for_a_while_changes_nothing(folder, result, failing_disk, cache_bytes):
+    shard, noted = failing_disk
+    made = train(None, overrides=overrides(folder, f"dataset.cache_bytes={cache_bytes}"), progress=False)
+    assert (Path(made["bundle"]) / "model.safetensors").read_bytes() == \
+        (Path(result["bundle"]) / "model.safetensors").read_bytes()
+    assert len(noted) == 1 and noted[0].startswith(f"{shard} cannot be read now") and "tried again" in noted[0]
+
+
+def test_a_disk_that_fails_for_good_ends_the_run_with_advice_that_harms_no_data(folder, failing_disk, monkeypatch):
+    monkeypatch.setattr("workflows.console.Console.event", lambda self, told: None)
+    found = CliRunner().invoke(main, ["train", *overrides(folder, "workers.failures=1", "dataset.cache_bytes=0")])
+    assert found.exit_code == 1 and "Traceback" not in found.stderr and "delete" not in found.stderr
+    assert re.search(rf"{failing_disk[0]} cannot be read now: .*; it was tried 2 times \(workers.failures=1\)\. Start "
+                     "again once storage is back, a training with --resume", found.stderr)
 
 
 def test_a_storage_uri_works_as_a_folder_does(folder, result):
