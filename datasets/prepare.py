@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datasets.storage import Storage, Unavailable, absent, sha256, without_secrets
+from datasets.storage import Storage, absent, sha256, without_secrets
 
 if TYPE_CHECKING:
     import ray.data
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 
 FORMAT = 4
 QUARANTINE = pa.schema([("uri", pa.string()), ("row", pa.int64()), ("field", pa.string()), ("reason", pa.string())])
+LONGEST = 200              # characters of a file's name
 GROUP_BYTES = 1 << 20      # a Parquet row group: the least that is read to fetch a few rows of a shard
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of prepared rows: `bytes` as stored, compressed; `memory` bytes once read."""
+    """One Parquet file of prepared rows: `bytes` as stored, compressed; `memory` bytes once read.
+
+    Its pieces, each from where the one before ends, are the row groups and the footer. Their sums let some rows be read
+    and checked without the others. Data that an earlier version prepared has none: such a shard is read whole.
+    """
 
     file: str
     rows: int
@@ -44,6 +50,15 @@ class Shard:
     memory: int
     sha256: str
     groups: tuple[int, ...]   # rows in each row group
+    pieces: tuple[tuple[int, str], ...] = ()          # (end, sha256) of the bytes of each row group, then of the footer
+
+    @staticmethod
+    def of(entry: dict[str, Any]) -> Shard:
+        """From its entry in the manifest."""
+        pieces = tuple((end, checksum) for end, checksum in entry.get("pieces", ()))
+        if pieces and (len(pieces) != len(entry["groups"]) + 1 or pieces[-1][0] != entry["bytes"]):
+            raise TypeError(f"the pieces of {entry['file']} are not those of its row groups")
+        return Shard(**{**entry, "groups": tuple(entry["groups"]), "pieces": pieces})
 
 
 @dataclass(frozen=True)
@@ -193,7 +208,8 @@ def load(target: Storage) -> Prepared:
     """Read a prepared folder's manifest and index.
 
     Raises:
-        ValueError: a file is missing or its bytes are not what the manifest says.
+        ValueError: a file is missing or its bytes are not what the manifest says; or the manifest names one that is
+            not directly in the folder.
     """
     try:
         return _loaded(target, json.loads(target.read("manifest.json")))
@@ -203,10 +219,11 @@ def load(target: Storage) -> Prepared:
 
 
 def _loaded(target: Storage, manifest: dict[str, Any]) -> Prepared:
+    _check_names(target, manifest)
     parts = {}
     for name, part in manifest["parts"].items():
         data = _checked(target, part["index"])
-        shards = tuple(Shard(**{**s, "groups": tuple(s["groups"])}) for s in part["shards"])
+        shards = tuple(Shard.of(entry) for entry in part["shards"])
         parts[name] = Part(shards, pq.read_table(io.BytesIO(data)))
     content = [s.sha256 for p in parts.values() for s in p.shards]
     digest = hashlib.sha256(json.dumps([manifest["state"], content], sort_keys=True).encode()).hexdigest()
@@ -214,6 +231,18 @@ def _loaded(target: Storage, manifest: dict[str, Any]) -> Prepared:
     uri = f"{target.uri}/{told['file']}" if told["file"] else ""
     quarantine = Quarantine(told["rows"], told["kept"], told["first"], uri)
     return Prepared(target, manifest["key"], manifest["kind"], manifest["state"], parts, digest[:32], quarantine)
+
+
+def _check_names(target: Storage, manifest: dict[str, Any]) -> None:
+    """Raise ValueError if the manifest names a file that does not lie directly in its folder."""
+    named = [entry["file"] for part in manifest["parts"].values() for entry in [part["index"], *part["shards"]]]
+    if manifest["quarantine"]["file"]:
+        named.append(manifest["quarantine"]["file"])
+    for name in named:
+        if (not isinstance(name, str) or re.search(r"[/\\\0]", name) or len(name) > LONGEST
+                or name in ("", ".", "..", "manifest.json")):
+            raise ValueError(f"{target.uri}/manifest.json names {str(name)[:LONGEST]!r}, which is no file of this "
+                             f"folder; delete {target.uri} and prepare again")
 
 
 def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArray[np.int64] | None]) -> pa.Table:
@@ -226,37 +255,73 @@ def read_rows(storage: Storage, shards: Sequence[Shard], wanted: Sequence[NDArra
     tables = []
     for shard, places in zip(shards, wanted, strict=True):
         if places is None:
-            data = _checked(storage, {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256})
-            tables.append(pq.read_table(pa.BufferReader(data), use_threads=False))
+            tables.append(_groups(storage, shard, np.arange(len(shard.groups))))
             continue
         ends = np.cumsum(shard.groups)
         groups = np.unique(np.searchsorted(ends, places, side="right"))
-        try:
-            with storage.open(shard.file) as source:
-                file = pq.ParquetFile(source, page_checksum_verification=True)
-                table = file.read_row_groups(groups.tolist(), use_threads=False)
-        except Unavailable:
-            raise
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{storage.uri}/{shard.file}: prepared data is missing or damaged ({error}); delete "
-                             f"{storage.uri} and prepare again") from None
+        table = _groups(storage, shard, groups)
         held = np.concatenate([np.arange(ends[g] - shard.groups[g], ends[g]) for g in groups])
         tables.append(table.take(pa.array(np.searchsorted(held, places))))
     return pa.concat_tables(tables)
 
 
+def _groups(storage: Storage, shard: Shard, groups: NDArray[np.int64]) -> pa.Table:
+    """These row groups of a shard, from bytes whose sums are those of the manifest."""
+    whole = len(groups) == len(shard.groups)
+    if whole or not shard.pieces:
+        data = _checked(storage, {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256})
+    else:
+        data = _checked_pieces(storage, shard, [*groups.tolist(), len(shard.pieces) - 1])
+    source = pa.BufferReader(data)
+    try:
+        if whole:                                      # the quicker way
+            return pq.read_table(source, use_threads=False)
+        return pq.ParquetFile(source).read_row_groups(groups.tolist(), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{storage.uri}/{shard.file}: prepared data cannot be decoded ({error}); delete {storage.uri} "
+                         "and prepare again") from None
+
+
+def _checked_pieces(storage: Storage, shard: Shard, wanted: Sequence[int]) -> pa.Buffer:
+    """A shard's bytes in which only some pieces have been read; the others are zeros, which cost no memory."""
+    starts = [0, *(end for end, _ in shard.pieces)]
+    runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)        # neighbours are read together
+    spans = [(starts[run[0]], starts[run[-1] + 1]) for run in runs]
+    try:
+        size, found = storage.read_spans(shard.file, spans)
+    except OSError as error:
+        if not absent(error):
+            raise
+        raise _missing(storage, shard.file) from None
+    if size != shard.bytes:
+        raise _damaged(storage, shard.file, size, shard.bytes)
+    data = np.zeros(size, np.uint8)
+    for (start, _), read in zip(spans, found, strict=True):
+        data[start:start + len(read)] = np.frombuffer(read, np.uint8)
+    if any(sha256(data[starts[i]:starts[i + 1]].data) != shard.pieces[i][1] for i in wanted):
+        raise _damaged(storage, shard.file, size, shard.bytes)
+    return pa.py_buffer(data)
+
+
 def _checked(storage: Storage, told: dict[str, Any]) -> bytes:
-    remedy = f"delete {storage.uri} and prepare again"
     try:
         data = storage.read(told["file"])
     except OSError as error:
         if not absent(error):
             raise
-        raise ValueError(f"{storage.uri}/{told['file']}: prepared data is missing; {remedy}") from None
+        raise _missing(storage, told["file"]) from None
     if len(data) != told["bytes"] or sha256(data) != told["sha256"]:
-        raise ValueError(f"{storage.uri}/{told['file']}: prepared data is damaged ({len(data)} bytes, "
-                         f"{told['bytes']} expected, or other content); {remedy}")
+        raise _damaged(storage, told["file"], len(data), told["bytes"])
     return data
+
+
+def _missing(storage: Storage, file: str) -> ValueError:
+    return ValueError(f"{storage.uri}/{file}: prepared data is missing; delete {storage.uri} and prepare again")
+
+
+def _damaged(storage: Storage, file: str, size: int, expected: int) -> ValueError:
+    return ValueError(f"{storage.uri}/{file}: prepared data is damaged ({size} bytes, {expected} expected, or other "
+                      f"content); delete {storage.uri} and prepare again")
 
 
 @dataclass(frozen=True)
@@ -333,5 +398,14 @@ def _write_shard(table: pa.Table, target: Storage, name: str) -> pa.Table:
     narrow = [f.name for f in stored.schema if pa.types.is_integer(f.type)]
     pq.write_table(stored.select(narrow), places, compression="zstd")
     entry = {"file": name, "rows": stored.num_rows, "bytes": data.size, "memory": stored.nbytes,
-             "sha256": sha256(data), "groups": groups}
+             "sha256": sha256(data), "groups": groups, "pieces": _pieces(data)}
     return pa.table(record | {"shard": [json.dumps(entry)], "index": [places.getvalue().to_pybytes()]})
+
+
+def _pieces(data: pa.Buffer) -> list[tuple[int, str]]:
+    """(end, sha256) of the bytes of each row group of a Parquet file without dictionaries, then of the footer."""
+    told = pq.read_metadata(pa.BufferReader(data))
+    starts = [min(told.row_group(g).column(c).data_page_offset for c in range(told.num_columns))
+              for g in range(told.num_row_groups)]
+    ends = [*starts[1:], data.size - told.serialized_size - 8, data.size]      # 8: the footer's length and PAR1
+    return [(end, sha256(data.slice(start, end - start))) for start, end in zip([0, *ends], ends, strict=False)]

@@ -146,7 +146,11 @@ def seeds(target: str) -> list[bytes]:
         return [_good_bundle()[0]]
     if target == "prepared":
         return [b'{"key": "a", "kind": "text", "state": {}, "parts": {}, "quarantine": {"file": "", "rows": 0, '
-                b'"kept": 1, "first": []}}']
+                b'"kept": 1, "first": []}}',
+                b'{"key": "a", "kind": "text", "state": {}, "parts": {"train": {"index": {"file": "../a", "bytes": 1, '
+                b'"sha256": ""}, "shards": [{"file": "a", "rows": 1, "bytes": 9, "memory": 9, "sha256": "", '
+                b'"groups": [1], "pieces": [[5, ""], [9, ""]]}]}}, "quarantine": {"file": "", "rows": 0, "kept": 1, '
+                b'"first": []}}']
     if target in ("csv", "parquet"):
         table, out = pa.table({"a": [1, 2], "text": ["x", "y, z"]}), io.BytesIO()
         (pacsv.write_csv if target == "csv" else pq.write_table)(table, out)

@@ -68,7 +68,7 @@ def grouped(tmp_path_factory):
         patched.setattr(preparing, "GROUP_BYTES", 400)
         made = [preparing._write_shard(rows.slice(start, 100), storage, f"{start}.parquet") for start in (0, 100, 200)]
     entries = [json.loads(record["shard"][0].as_py()) for record in made]
-    shards = [Shard(**{**entry, "groups": tuple(entry["groups"])}) for entry in entries]
+    shards = [Shard.of(entry) for entry in entries]
     assert all(sum(s.groups) == 100 and 20 <= len(s.groups) <= 34 for s in shards)
     return storage, shards, rows
 
@@ -263,19 +263,67 @@ def test_a_disk_that_fails_is_no_damage_and_the_rows_are_read_once_it_is_back(co
     assert len(read_rows(copy, [shard], [None])) == shard.rows
 
 
-def test_no_flipped_byte_of_stored_values_is_read_as_another_value(copy):
-    shard, places = load(copy).parts["train"].shards[0], np.arange(4)
-    path = copy.local / shard.file
-    right, whole = read_rows(copy, [shard], [places]), path.read_bytes()
-    refused, footer = 0, preparing.pq.ParquetFile(path).metadata.serialized_size + 8
-    for at in range(4, len(whole) - footer, 7):
-        flip(path, at)
-        try:
-            assert read_rows(copy, [shard], [places]).equals(right)
-        except ValueError:
-            refused += 1
-        path.write_bytes(whole)
-    assert refused > 50
+def test_a_store_that_fails_is_no_damage_to_rows_that_are_read_alone(grouped, failing_store):
+    local, shards, rows = grouped
+    store, places = Storage("fsspec+failing://box/data"), np.array([3, 40, 99])
+    store.write(shards[0].file, local.read(shards[0].file))
+    assert read_rows(store, shards[:1], [places]).equals(rows.take(pa.array(places)))
+    failing_store.fails = True
+    for wanted in (places, None):
+        with pytest.raises(Unavailable, match=rf"{shards[0].file} cannot be read now: AWS Error"):
+            read_rows(store, shards[:1], [wanted])
+
+
+def test_no_flipped_byte_of_what_is_read_goes_unnoticed(grouped, tmp_path):
+    storage, shards, rows = grouped
+    copied, shard, places = Storage(tmp_path), shards[0], np.array([40])
+    whole = storage.read(shard.file)
+    group = int(np.searchsorted(np.cumsum(shard.groups), 40, side="right"))
+    starts = [0, *(end for end, _ in shard.pieces)]
+    read = [*range(starts[group], starts[group + 1]), *range(starts[-2], starts[-1])]      # headers and footer, too
+    for at in range(0, len(whole), 3):
+        copied.write(shard.file, whole)
+        flip(tmp_path / shard.file, at)
+        if at in read:
+            with pytest.raises(ValueError, match=r"prepared data is damaged .*or other content"):
+                read_rows(copied, [shard], [places])
+        else:                                                     # what is not read is not checked
+            assert read_rows(copied, [shard], [places]).equals(rows.take(pa.array(places)))
+
+
+def test_another_shard_in_the_place_of_one_is_not_read(grouped, tmp_path):
+    storage, shards, _ = grouped
+    copied = Storage(tmp_path)
+    copied.write(shards[0].file, storage.read(shards[1].file))
+    for places in (None, np.array([40])):
+        with pytest.raises(ValueError, match=f"{tmp_path / shards[0].file}: prepared data is damaged"):
+            read_rows(copied, shards[:1], [places])
+
+
+def test_data_of_an_earlier_version_which_has_no_sums_of_row_groups_is_read_and_checked_whole(many, copy):
+    manifest = json.loads(copy.read("manifest.json"))
+    for part in manifest["parts"].values():
+        for entry in part["shards"]:
+            assert len(entry.pop("pieces")) == len(entry["groups"]) + 1
+    copy.write("manifest.json", json.dumps(manifest).encode())
+    shard, new = load(copy).parts["train"].shards[0], many.parts["train"].shards[0]
+    places = np.arange(4)
+    assert read_rows(copy, [shard], [places]).equals(read_rows(many.storage, [new], [places]))
+    flip(copy.local / shard.file, shard.bytes - 20)
+    with pytest.raises(ValueError, match="prepared data is damaged"):
+        read_rows(copy, [shard], [places])
+
+
+@pytest.mark.parametrize("place", ["shard", "index", "quarantine"])
+@pytest.mark.parametrize("name", ["../outside.parquet", "/outside.parquet", "other/outside.parquet", "..\\outside",
+                                  "..", ".", "manifest.json", "a\0b", "a" * 300, 7])
+def test_a_manifest_names_no_file_outside_its_folder(copy, place, name):
+    manifest = json.loads(copy.read("manifest.json"))
+    part = manifest["parts"]["train"]
+    {"shard": part["shards"][1], "index": part["index"], "quarantine": manifest["quarantine"]}[place]["file"] = name
+    copy.write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(ValueError, match=r"manifest\.json names .*, which is no file of this folder; delete"):
+        load(copy)
 
 
 def test_a_damaged_manifest_is_refused_by_name(copy):
@@ -326,17 +374,17 @@ def test_reading_places_gives_those_rows_of_the_whole(grouped):
 
 def test_reading_places_fetches_only_their_row_groups(grouped, monkeypatch):
     storage, shards, rows = grouped
-    fetched = []
+    fetched, whole = [], Storage.read_spans
 
-    class Counting(preparing.pq.ParquetFile):
-        def read_row_groups(self, groups, **options):
-            fetched.extend(groups)
-            return super().read_row_groups(groups, **options)
+    def read_spans(self, name, spans):
+        fetched.extend(spans)
+        return whole(self, name, spans)
 
-    monkeypatch.setattr(preparing.pq, "ParquetFile", Counting)
+    monkeypatch.setattr(Storage, "read_spans", read_spans)
     edge = shards[0].groups[0]
     assert read_rows(storage, shards[:1], [np.array([edge, 99])]).equals(rows.take(pa.array([edge, 99])))
-    assert fetched == [1, len(shards[0].groups) - 1]
+    ends = [end for end, _ in shards[0].pieces]
+    assert fetched == [(ends[0], ends[1]), (ends[-3], ends[-1])]          # the second group; the last and the footer
 
 
 def test_long_series_are_stored_in_order_with_their_values(tmp_path):

@@ -79,8 +79,9 @@ def test_delete_removes_a_folder_and_remove_a_file_and_neither_minds_that_there_
 
 
 def test_reading_what_is_not_there_is_a_file_not_found_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Storage(tmp_path).read("x")
+    for read in (Storage(tmp_path).read, lambda name: Storage(tmp_path).read_spans(name, [(0, 1)])):
+        with pytest.raises(FileNotFoundError):
+            read("x")
 
 
 def test_put_copies_a_folder_with_its_folders(tmp_path):
@@ -212,6 +213,7 @@ def test_an_object_store_is_a_folder_like_another(tmp_path, monkeypatch):
         assert (storage.names(), (storage / "a").names()) == (["a"], ["b", "empty"])
         assert (storage / "a/b").names() == ["c", "x"]
         assert (storage.read("a/b/x"), (storage / "a").read("b/c"), storage.read("a/empty")) == (b"other", b"put", b"")
+        assert storage.read_spans("a/b/x", [(0, 2), (3, 5), (4, 99), (99, 100)]) == (5, [b"ot", b"er", b"r", b""])
         assert storage.exists("a/b") and storage.exists("a/b/c") and not storage.exists("a/b/y")
         assert write_file(store.uri("out.csv"), b"one") == store.uri("out.csv")
         write_file(store.uri("runs/a/out.csv"), b"two")
