@@ -30,6 +30,7 @@ from pyarrow import csv as pa_csv
 from pyarrow import fs
 from pyarrow import parquet as pq
 
+from datasets.ray_data_private import LOUD, user_code_error
 from datasets.storage import Unavailable, reading, watched
 
 if TYPE_CHECKING:
@@ -201,19 +202,13 @@ def missing_column(uri: str, wanted: str, names: Sequence[str]) -> ValueError:
 
 
 def in_task(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Decorate a generator that Ray Data runs: its ValueErrors, and Unavailable, reach `user_errors` as they are.
-
-    Ray pickles an exception's arguments, not its cause, appends advice on retries to messages, and logs all but its
-    own UserCodeException as a fault of Ray: so the error travels as the argument of one.
-    """
+    """Decorate a generator that Ray Data runs: its ValueErrors, and Unavailable, reach `user_errors` as they are."""
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         try:
             yield from function(*args, **kwargs)
         except (ValueError, Unavailable) as error:
-            from ray.exceptions import UserCodeException
-
-            raise UserCodeException(error) from error
+            raise user_code_error(error) from error
     return run
 
 
@@ -224,15 +219,15 @@ def user_errors() -> Iterator[None]:
     Use it around whatever makes a dataset run (`take_all`, `iter_batches`, `write_parquet`, ...). Other errors pass
     unchanged, with their tracebacks.
     """
-    with silenced("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
-        try:                                        # those loggers announce what is raised here anyway
+    try:
+        with silenced(*LOUD):
             yield
-        except Exception as error:
-            found = _user_error(error)
-            if found is None:
-                raise
-            logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
-            raise (Unavailable if isinstance(found, Unavailable) else ValueError)(str(found)) from None
+    except Exception as error:
+        found = _user_error(error)
+        if found is None:
+            raise
+        logging.getLogger(__name__).debug("raised in a Ray task", exc_info=error)
+        raise (Unavailable if isinstance(found, Unavailable) else ValueError)(str(found)) from None
 
 
 _silenced: dict[str, tuple[int, int]] = {}           # logger: how many blocks silence it, its level before the first

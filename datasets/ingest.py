@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from datasets.files import in_task, user_errors
 from datasets.plan import Cursor, Plan, share
 from datasets.prepare import Part, read_rows
+from datasets.ray_data_private import arrow_refs, limit_memory, set_options
 from datasets.storage import Storage
 from datasets.views import Fields, Ids, Reader, View
 
@@ -36,12 +37,7 @@ AHEAD = 3       # plan windows that streaming keeps in the object store, about
 def configure_ray_data(*, progress: bool = False) -> None:
     """Settings of Ray Data for this process: order kept, quiet, and the reader that starts quickly."""
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")      # small data has few
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.enable_progress_bars = progress
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = False
+    set_options(progress=progress)
 
 
 def cache(part: Part, storage: Storage) -> list[ray.ObjectRef[pa.Table]]:
@@ -57,8 +53,7 @@ def cache(part: Part, storage: Storage) -> list[ray.ObjectRef[pa.Table]]:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     readers = ray.data.TaskPoolStrategy(size=max(1, min(cpus, len(shards))))       # else one process a shard, at once
     with user_errors():
-        refs: list[ray.ObjectRef[pa.Table]] = numbers.map_batches(read, batch_size=None, num_cpus=0,
-                                                                  compute=readers).to_arrow_refs()
+        refs = arrow_refs(numbers.map_batches(read, batch_size=None, num_cpus=0, compute=readers))
     join: Any = ray.remote(num_cpus=0)(_join)
     return refs if len(refs) == 1 else [join.remote(*refs)]
 
@@ -172,8 +167,7 @@ def _stream(view: View, storage: Storage, left: list[tuple[int, int, Ids]]) -> I
         return
     windows = ray.data.from_items([{"id": i} for i in range(len(left))], override_num_blocks=len(left))
     largest = max(sum(part.shards[shard].memory for shard in own) for _, _, own in left)
-    windows.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
-        object_store_memory=AHEAD * largest)           # else Ray Data reads on until the object store is half full
+    limit_memory(windows, AHEAD * largest)
     pipeline = windows.map_batches(read, batch_size=None, num_cpus=0,
                                    compute=ray.data.TaskPoolStrategy(size=1))
     blocks = iter(pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))

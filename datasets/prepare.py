@@ -341,8 +341,9 @@ def _write_part(rows: ray.data.Dataset, target: Storage, prefix: str, shard_byte
             yield _write_shard(table, target, f"{prefix}-{uuid.uuid4().hex}.parquet")
 
     from datasets.files import user_errors
+    from datasets.ray_data_private import arrow_refs
     with user_errors():
-        refs = rows.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True).to_arrow_refs()
+        refs = arrow_refs(rows.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True))
         import ray
         tables = [t for t in ray.get(refs) if t.num_rows]
     written, index = _Written([], {}, [], []), []

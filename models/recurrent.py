@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from models import stairs
 from models.families import Family, State, check_choice, padding_mask
 from models.stairs import States
+from models.torch_private import cpu_has_bf16
 
 Initial = Literal["zeros", "random", "learned"]
 RANDOM_INITIAL_STD = 0.1   # small beside the states' range (-1, 1), yet enough that no row relies on zeros
@@ -110,11 +111,6 @@ def packed(kernel: nn.RNNBase, x: Tensor, lengths: Tensor, hx: States) -> tuple[
     rows = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     y, last = stairs.run(kernel, rows, hx)
     return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], last
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; elsewhere it is emulated, many times slower than fp32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def initialise(kernel: nn.RNNBase) -> None:

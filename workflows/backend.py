@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from collections.abc import Callable
 
 import psutil
 import ray
-from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from workflows.cluster import several_nodes
+from workflows.ray_train_private import RetriedBackend
 
 
 def choose_interface() -> None:
@@ -27,16 +25,11 @@ def choose_interface() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-class _Backend(_TorchBackend):  # type: ignore[misc]
-    """Ray Train's own, for which a worker that is lost while they meet is one more that is lost, and not the end."""
+class _Backend(RetriedBackend):
+    """Ray Train's own, for workers on nodes whose names may stand for addresses that no other node reaches."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        if several_nodes():
-            worker_group.execute(choose_interface)
-        try:
-            super().on_start(worker_group, backend_config)
-        except RayTaskError as error:
-            raise WorkerGroupStartupFailedError(f"workers could not connect: {error.cause}") from error
+    def before(self) -> Callable[[], None] | None:
+        return choose_interface if several_nodes() else None
 
 
 class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workflows.experiment import Experiment, flatten
+from workflows.ray_core_private import in_job, nodes, request_resources
 from workflows.settings import Workers
 
 # Settings of Ray that must stand before it is imported; a user's own values win.
@@ -39,11 +40,6 @@ class Place:
     in_process: bool
     cpus: int
     grown: bool = False
-
-
-def in_job() -> bool:
-    """Whether this process was started by ``ray job submit``."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def check_paths(experiment: Experiment) -> None:
@@ -87,7 +83,7 @@ def connect(workers: Workers, *, verbose: bool = False) -> Place:
     configure_ray_data(progress=verbose)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):         # importing them sets levels, so afterwards
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
-    local = not cluster and len(ray.nodes()) == 1
+    local = not cluster and len(nodes()) == 1
     cpus = workers.cpus or (max(1, int(ray.cluster_resources().get("CPU", 1)) // workers.most) if local else 1)
     place = Place(own=own, in_process=local and workers.most == 1, cpus=cpus, grown=workers.wait > 0)
     try:
@@ -105,7 +101,6 @@ def _wait_for_room(workers: Workers) -> None:
         ValueError: it still has not after `workers.wait` seconds.
     """
     import ray
-    from ray.autoscaler.sdk import request_resources
 
     bundle = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     deadline = time.monotonic() + workers.wait
@@ -116,7 +111,7 @@ def _wait_for_room(workers: Workers) -> None:
             # An autoscaler adds nodes only for what is asked of it, all or nothing: so for the least; Ray Train asks
             # for the rest. Every second, as a cluster has one request, and once a run has used Ray Data or Train there,
             # what these ask for, be it nothing, replaces it every 20 s.
-            request_resources(bundles=[bundle] * workers.least)
+            request_resources([bundle] * workers.least)
         try:
             _check(workers, total, f"Ray has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes())} nodes")
             return
@@ -143,12 +138,6 @@ def _started() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def nodes() -> list[dict[str, Any]]:
-    """Those of the connected Ray, which also tells of nodes that are gone."""
-    import ray
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def several_nodes() -> bool:
     """Whether this process has a Ray of more than one node."""
     return _started() and len(nodes()) > 1
@@ -167,7 +156,6 @@ def disconnect(place: Place) -> None:
     """End the Ray that was started for this process; of another, only take back what its autoscaler was asked for."""
     import ray
     if place.grown:
-        from ray.autoscaler.sdk import request_resources
-        request_resources(bundles=[])
+        request_resources([])
     if place.own:
         ray.shutdown()

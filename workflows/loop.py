@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from models.batch import Batch
@@ -149,7 +148,7 @@ class Workers:
         return bool(torch.equal(low, high))
 
 
-def _sum_gradients(workers: Workers, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_gradients(workers: Workers, bucket: Any) -> torch.futures.Future[Tensor]:
     """DDP's hook: the sum, not the average; the loss is divided by the whole step's weight already."""
     start = time.perf_counter()
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
@@ -164,7 +163,8 @@ def _sum_gradients(workers: Workers, bucket: GradBucket) -> torch.futures.Future
 
 
 # DDP compares the annotations themselves, not their text, which is what `from __future__ import annotations` leaves.
-_sum_gradients.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
+_sum_gradients.__annotations__ |= {
+    "bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}  # type: ignore[attr-defined]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

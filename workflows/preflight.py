@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets.storage import Storage
-from workflows.cluster import nodes
+from workflows.ray_core_private import nodes
 
 ANSWER = 120.0                # seconds in which all nodes start a process, fetch the code and answer
 SOME = 100                    # files that are looked for, at most

@@ -24,6 +24,7 @@ from datasets.storage import Storage, mask, without_secrets
 from workflows import cluster, strict_json, tracking
 from workflows.console import Console
 from workflows.experiment import Experiment, differences, flatten, load, read
+from workflows.ray_core_private import nodes
 from workflows.settings import Search
 from workflows.space import Axis, Settings, axes_of, changed, check, described, importance
 from workflows.stopping import Interrupted, listening
@@ -273,11 +274,8 @@ def hunt(kind: str, studies: list[Study], experiment: Experiment, *, resume: str
         with torch_meanwhile():
             place = cluster.connect(workers, verbose=verbose)
         try:
-            import ray
-
             from workflows.tuner import Ledger, room
-            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-            made = room(workers, workers.cpus or 1, nodes)
+            made = room(workers, workers.cpus or 1, [node["Resources"] for node in nodes()])
             if made.most < 1:
                 raise ValueError(f"no trial fits: {made.said}; lower workers.count, workers.cpus or workers.gpus, or "
                                  "add nodes")
@@ -371,10 +369,10 @@ def _reach_nodes() -> list[Any]:
 
     from workflows.train import load_modules
 
-    nodes = [node["NodeID"] for node in cluster.nodes()]
+    names = [node["NodeID"] for node in nodes()]
     task: Any = ray.remote(num_cpus=0)(load_modules)
     return [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
-            for node in nodes] if len(nodes) > 1 else []
+            for node in names] if len(names) > 1 else []
 
 
 def _prepare(opened: Hunt) -> None:

@@ -159,7 +159,7 @@ def patiently(function: Callable[[], T], most: int, tell: Callable[[dict[str, An
 
 def _run(experiment: Experiment, storage: Storage, name: str, place: cluster.Place, console: Console, *,
          resumed: bool) -> dict[str, Any]:
-    from models.recurrent import cpu_has_bf16
+    from models.torch_private import cpu_has_bf16
     from workflows import loop
     from workflows.worker import Data, Job, make_model
 
@@ -245,9 +245,8 @@ def fit_workers(job: Job, work: Callable[[Job], Any]) -> None:
     Raises:
         ValueError, Diverged: what a worker met, and would meet again. Lost: workers failed too often.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     from workflows.backend import TolerantTorchConfig
 
@@ -278,6 +277,7 @@ def _why(failures: Mapping[int, Exception], most: int) -> str:
     """What ended a run whose workers failed once too often: of several failures the one that the others follow from."""
     from ray.exceptions import RayError
 
+    from workflows.ray_train_private import cause_of
     from workflows.worker import Unwritable
 
     def weight(cause: BaseException) -> int:
@@ -287,10 +287,7 @@ def _why(failures: Mapping[int, Exception], most: int) -> str:
             return 1
         return 3 if isinstance(cause, RuntimeError) else 2                # the last: an exchange whose peer is gone
 
-    causes = {}
-    for rank, error in sorted(failures.items()):
-        cause = getattr(error, "_base_exc", error)                        # of an error of the worker's own
-        causes[rank] = getattr(cause, "health_check_failure", cause)      # of a process that does not answer
+    causes = {rank: cause_of(error) for rank, error in sorted(failures.items())}
     rank, cause = min(causes.items(), key=lambda item: (weight(item[1]), item[0]))
     if isinstance(cause, Unwritable):
         return str(cause)
@@ -307,9 +304,9 @@ def _patience(wanted: Workers) -> float:
 
 def _why_none(error: Exception, wanted: Workers) -> str:
     """What kept workers from starting together."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from workflows.ray_train_private import no_room
 
-    if isinstance(error, WorkerGroupStartupTimeoutError):
+    if no_room(error):
         why = (f"workers.count={wanted.count} did not find room in {_patience(wanted):g} s (workers.wait), "
                f"{wanted.failures + 1} times (workers.failures): nodes were lost, or others use them")
     else:
@@ -474,8 +471,9 @@ def _finished(run: Storage) -> bool:
 
 def load_modules() -> None:
     """Import what a training needs."""
-    for name in ("workflows.worker", "torch._dynamo"):           # the latter would cost the first optimizer 1.4 s
-        importlib.import_module(name)
+    importlib.import_module("workflows.worker")
+    import torch
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])      # a process's first optimizer imports for 1.4 s
 
 
 @contextmanager

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from ray import tune
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.exceptions import RayActorError
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from datasets.storage import Storage
 from workflows import strict_json
+from workflows.ray_tune_private import SynchronousPopulation, died_of_memory, error_of, replay, survive_memory
 from workflows.settings import Search
 from workflows.space import RANGES, Axis, Sampler, Settings
 from workflows.tracking import Recorder
@@ -394,38 +393,18 @@ class _Told(tune.Callback):  # type: ignore[misc]
         self.queue.ended(trial.config["trial"]["number"], json.loads(told) if told else nothing)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error: Exception = RuntimeError("its process died")
-        if trial.pickled_error_file is not None:
-            with open(trial.pickled_error_file, "rb") as file:     # written by this process, a moment ago
-                error = pickle.load(file)
+        error = error_of(trial) or RuntimeError("its process died")
         self.queue.ended(trial.config["trial"]["number"], {"failed": lost(error)})
 
     def __reduce__(self) -> Any:
         return object, ()
 
 
-def _survive_memory() -> None:
-    """Let Tune take a process that Ray ended for lack of memory for one that died.
-
-    Tune 2.60 knows it for nothing of a trial, and ends the whole search.
-    """
-    task_failed = RayActorManager._actor_task_failed
-    if task_failed.__name__ == "told_as_death":
-        return
-
-    def told_as_death(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"OutOfMemory: {exception}")
-        task_failed(self, tracked_actor_task, exception)
-
-    RayActorManager._actor_task_failed = told_as_death
-
-
 def lost(error: Exception) -> str:
     """Why Tune lost a trial's process, in a line."""
-    text = str(error).strip()
-    if "OutOfMemory" in text or "running low on memory" in text:
+    if died_of_memory(error):
         return "out of memory: Ray ended its process before the machine had none left"
+    text = str(error).strip()
     if isinstance(error, RayActorError):
         found = [line.strip() for line in text.splitlines() if "exit" in line.lower()]
         return f"its process died: {found[-1] if found else text.splitlines()[0]}"
@@ -463,45 +442,16 @@ class _PerStudy(FIFOScheduler):  # type: ignore[misc]
         self._of(trial.config).on_trial_remove(controller, trial)
 
 
-class _Population(PopulationBasedTraining):  # type: ignore[misc]
+class _Population(SynchronousPopulation):
     """Population-based training within the space; a trial that goes on from another's weights stays itself."""
 
     def __init__(self, axes: list[Axis], **how: Any) -> None:
         super().__init__(hyperparam_mutations={"trial": {"settings": {a.key: _domain(a) for a in axes}}}, **how)
         self.axes = axes
 
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
-        config, operations = super()._get_new_config(trial, trial_to_clone)
+    def adapted(self, config: dict[str, Any], trial: Any) -> dict[str, Any]:
         settings = {a.key: a.nearest(config["trial"]["settings"][a.key]) for a in self.axes}
-        return {"trial": {**trial.config["trial"], "settings": settings}}, operations
-
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
-        decision = super().on_trial_result(controller, trial, result)
-        self._move_on(controller, None)
-        return decision
-
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(controller, trial, result)
-        self._move_on(controller, trial)
-
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
-        super().on_trial_error(controller, trial)
-        self._move_on(controller, trial)
-
-    def _move_on(self, controller: Any, ended: Any) -> None:
-        """Let those that wait for a trial that has ended go on: Tune 2.60 moves on only when the last one reports."""
-        times = [self._trial_state[t].last_train_time for t in controller.get_live_trials() if t is not ended]
-        until: int = self._next_perturbation_sync      # type: ignore[has-type]
-        if times and min(times) >= until:
-            self._next_perturbation_sync = max(times) + self._perturbation_interval
-
-
-class _Past:
-    """A trial of an earlier process, as far as a scheduler asks."""
-
-    def __init__(self, record: Record) -> None:
-        self.trial_id = f"past-{record.number}"
-        self.config = {"trial": {"study": record.study, "final": record.phase == "final"}}
+        return {"trial": {**trial.config["trial"], "settings": settings}}
 
 
 def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[Record], primary: str,
@@ -523,13 +473,9 @@ def _scheduler(search: Search, axes: list[Axis], *, epochs: int, records: list[R
     made = _PerStudy(make)
     for record in records:
         if record.over and record.phase == "search" and record.history:
-            past: Any = _Past(record)
-            told: dict[str, Any] = {}
-            made.on_trial_add(None, past)
-            for epoch, point in enumerate(record.history, 1):
-                told = {EPOCH: epoch, JUDGED: point[f"validation/{primary}"], "time_total_s": epoch}
-                made.on_trial_result(None, past, told)
-            made.on_trial_complete(None, past, told)
+            replay(made, f"past-{record.number}", {"trial": {"study": record.study, "final": False}}, (
+                {EPOCH: epoch, JUDGED: point[f"validation/{primary}"], "time_total_s": epoch}
+                for epoch, point in enumerate(record.history, 1)))
     return made
 
 
@@ -599,7 +545,7 @@ def run(queue: Queue, shared: Shared, room: Room, search: Search, axes: list[Axi
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_MAX_PENDING_TRIALS_PG": str((queue.most or 0) + 1),         # else processes start one after the other
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"})
-    _survive_memory()
+    survive_memory()
     scheduler = _scheduler(search, axes, epochs=epochs, records=queue.ledger.records, primary=primary,
                            maximise=queue.maximise)
     how: dict[str, Any] = {"num_samples": -1, "search_alg": _Asked(queue)}

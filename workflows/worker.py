@@ -396,7 +396,7 @@ def _hooks(job: Job, model: SequenceModel, saver: Saver, workers: Workers) -> Ho
             job.tracker.settle()         # whoever goes on from this checkpoint does not take the steps before it again
             saver.save(progress, best, carried)
 
-    return Hooks(log, epoch, save, job.stop, _Notice())
+    return Hooks(log, epoch, save, job.stop, _never if job.alone else _Notice())
 
 
 class Saver:
@@ -450,23 +450,21 @@ class Saver:
 
 
 class _Notice:
-    """Says once, after Ray Train has heard that a node of these workers is to be taken away, that it is time to save.
-
-    Ray Train keeps that in each worker; its public way to ask is an exchange with all others, at the same step.
-    """
+    """Says once, after Ray Train has heard that a node of these workers will be taken away, that it is time to save."""
 
     def __init__(self) -> None:
+        from workflows.ray_train_private import preemption_notice
         self.known: Any = None
-        try:
-            from ray.train.v2._internal.execution.context import get_train_context
-            self.told = get_train_context().preemption_context
-        except (ImportError, RuntimeError, AttributeError):          # no worker of Ray Train
-            self.told = None
+        self.notice = preemption_notice()
 
     def __call__(self) -> bool:
-        info = getattr(self.told, "preemption_info", None)
+        info = self.notice()
         new, self.known = info is not None and info != self.known, info
         return new
+
+
+def _never() -> bool:
+    return False
 
 
 def _best(checkpoints: Any, progress: Progress) -> bytes:

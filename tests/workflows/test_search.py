@@ -19,10 +19,11 @@ from click.testing import CliRunner
 
 from tests.faults import finish, launch, wait_until
 from workflows.__main__ import main
+from workflows.ray_tune_private import _PastTrial
 from workflows.search import NothingFound, search
-from workflows.settings import Workers
+from workflows.settings import Search, Workers
 from workflows.tracking import connect
-from workflows.tuner import Ledger, Record, ranked, room
+from workflows.tuner import Ledger, Record, _scheduler, ranked, room
 
 SMALL = {
     "name": "small",
@@ -209,6 +210,16 @@ def test_bad_trials_are_stopped_early_and_that_is_said(scheduler, session, tmp_p
     stopped = [t for t in result["trials"] if t["status"] == "stopped"]
     assert stopped and all(t["reason"] == f"by {scheduler} after epoch {len(t['history'])}" for t in stopped)
     assert all(len(t["history"]) < 4 for t in stopped) and result["trials"][0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_resumed_search_judges_by_trials_that_ended_before(scheduler):
+    past = [Record(number, status="finished", history=[{"validation/mae": value}] * 3)      # the last one was lucky
+            for number, value in enumerate([1.0, 1.0, 1.0, 1.0, 8.0])]
+    judge = _scheduler(Search(scheduler=scheduler), [], epochs=4, records=past, primary="mae", maximise=False)
+    new = _PastTrial("new", {"trial": {"study": "", "final": False}})
+    judge.on_trial_add(None, new)
+    assert judge.on_trial_result(None, new, {"epoch": 1, "judged": 9.0, "time_total_s": 1}) == "STOP"
 
 
 def test_a_search_ends_when_its_seconds_are_over(session, tmp_path):

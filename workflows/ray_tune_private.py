@@ -1,0 +1,128 @@
+"""Names of Ray Tune that are not public, each behind a function or a class that says what it is needed for.
+
+tests/test_private_apis.py fails with a sentence when a version of Ray no longer has one of them.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+
+
+class OutOfMemoryDeath(RayActorError):  # type: ignore[misc]
+    """The process of a trial was ended by Ray because its node had hardly any memory left."""
+
+
+def survive_memory() -> None:
+    """Let Tune take a process that Ray ended for lack of memory for one that died.
+
+    Tune 2.60 calls that error unexpected and ends the whole search; there is no setting for it. Calling this twice
+    changes nothing.
+    """
+    task_failed = RayActorManager._actor_task_failed
+    if hasattr(task_failed, "survives_memory"):
+        return
+
+    def task_failed_or_died(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = OutOfMemoryDeath(error_msg=str(exception))
+        task_failed(self, tracked_actor_task, exception)
+
+    task_failed_or_died.survives_memory = True         # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = task_failed_or_died
+
+
+def died_of_memory(error: BaseException) -> bool:
+    """Whether a trial's process was ended for lack of memory; where Ray has only words for it, by these."""
+    return isinstance(error, OutOfMemoryDeath | OutOfMemoryError) or (
+        isinstance(error, RayActorError) and "running low on memory" in str(error))
+
+
+def error_of(trial: Any) -> Exception | None:
+    """What ended a trial's process, for a callback; None where Tune kept nothing.
+
+    The public way, ``ResultGrid.errors``, is there only after the whole search. ``Trial.get_pickled_error`` reads the
+    search's storage, to which the file may not have been copied yet.
+    """
+    if trial.pickled_error_file is None:
+        return None
+    with open(trial.pickled_error_file, "rb") as file:     # written by this process, a moment ago
+        error: Exception = pickle.load(file)
+    return error
+
+
+class _PastTrial:
+    """A trial of an earlier process, with what schedulers ask of one."""
+
+    def __init__(self, trial_id: str, config: dict[str, Any]) -> None:
+        self.trial_id, self.config = trial_id, config
+
+
+class _PastController:
+    """What schedulers ask of the controller of such trials: none of them runs or waits."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+    get_trials = get_live_trials
+
+
+def replay(scheduler: Any, trial_id: str, config: dict[str, Any], results: Iterable[dict[str, Any]]) -> None:
+    """Let a scheduler learn what a trial of an earlier process reached.
+
+    Where it would have stopped the trial by what it knows now, it hears of no further result but the last.
+
+    Schedulers keep what they know to themselves, and Tune's own way to go on, ``Tuner.restore``, runs trials again
+    that have ended. So they are called as Tune calls them, with stand-ins for the trial and for the controller.
+    """
+    controller, past = _PastController(), _PastTrial(trial_id, config)
+    last: dict[str, Any] = {}
+    stopped = False
+    scheduler.on_trial_add(controller, past)
+    for last in results:
+        stopped = stopped or scheduler.on_trial_result(controller, past, last) == TrialScheduler.STOP
+    scheduler.on_trial_complete(controller, past, last)
+
+
+class SynchronousPopulation(PopulationBasedTraining):  # type: ignore[misc]
+    """Population-based training in which trials wait for each other, but not for those that have ended.
+
+    Tune 2.60 lets the others go on only when the last of them reports, so that they wait for ever for one that ends
+    instead. What its trials have reached, and at which point they meet, has no public name.
+    """
+
+    def adapted(self, config: dict[str, Any], trial: Any) -> dict[str, Any]:
+        """The config with which `trial` is to go on from another's weights, of that one's config as Tune changed it.
+
+        The public ``custom_explore_fn`` does not say which trial it is for.
+        """
+        return config
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return self.adapted(config, trial), operations
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        decision = super().on_trial_result(controller, trial, result)
+        self._let_go_on(controller, None)
+        return decision
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(controller, trial, result)
+        self._let_go_on(controller, trial)
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        super().on_trial_error(controller, trial)
+        self._let_go_on(controller, trial)
+
+    def _let_go_on(self, controller: Any, ended: Any) -> None:
+        """Let those go on that have all reached the point at which they meet."""
+        times = [self._trial_state[t].last_train_time for t in controller.get_live_trials() if t is not ended]
+        until: int = self._next_perturbation_sync      # type: ignore[has-type]
+        if times and min(times) >= until:
+            self._next_perturbation_sync = max(times) + self._perturbation_interval
