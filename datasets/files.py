@@ -50,6 +50,9 @@ BLOCK_MEMORY = 32 << 20     # of Parquet decoded at a time, about
 SURROGATE = re.compile("[\ud800-\udfff]")    # in a str: no character
 LARGEST = 2.0 ** 1023       # of whole numbers in JSON, as a float
 LINE_ROWS = 4096            # lines of text or JSON parsed at a time
+# A number as CSV has it, for Python and for Arrow (RE2). Python's float would take 1_000 and the digits of any script,
+# too, and Arrow's nan(a).
+NUMERAL = r"^[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))$"
 BAD = pa.struct([("field", pa.string()), ("reason", pa.string())])      # of column `__bad`
 
 
@@ -192,6 +195,16 @@ def read_blocks(uri: str, columns: list[str] | None, *, lenient: bool = False,
 
 def _said(told: dict[str, str]) -> str:
     return f"column {told['field']!r}: {told['reason']}" if told["field"] else told["reason"]
+
+
+def number(text: str) -> float | None:
+    """The number that a text is, blanks around it left out; None where it is none.
+
+    >>> number(" -1.5e3 "), number("1_000"), number("\u0661")
+    (-1500.0, None, None)
+    """
+    text = text.strip()
+    return float(text) if re.fullmatch(NUMERAL, text) else None
 
 
 def missing_column(uri: str, wanted: str, names: Sequence[str]) -> ValueError:

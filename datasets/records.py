@@ -819,7 +819,8 @@ def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     """(rows,) float64, NaN where there is no number."""
     kind = table.schema.field(name).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return np.array([_number(value) for value in table[name].to_pylist()])
+        found = (files.number(value) if value else None for value in table[name].to_pylist())
+        return np.array([math.nan if number is None else number for number in found])
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise _wrong_type(table, name, "numbers")
     values: NDArray[np.float64] = pc.fill_null(table[name].cast(pa.float64(), safe=False), math.nan).to_numpy()
@@ -831,13 +832,6 @@ def _wrong_type(table: pa.Table, name: str, wanted: str) -> ValueError:
                       f"{wanted} are expected; name another column")
 
 
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
 def _class_order(column: str, counts: Mapping[str, int]) -> list[str]:
     """The classes in the order of their names; whole numbers by value."""
     if len(counts) < 2:
@@ -847,7 +841,7 @@ def _class_order(column: str, counts: Mapping[str, int]) -> list[str]:
     if len(counts) > MAX_CLASSES:
         raise ValueError(f"column {column!r} has {len(counts):,} classes in the training rows, more than "
                          f"{MAX_CLASSES:,}; is it a column of numbers? Then name it in dataset.numbers")
-    whole = all(re.fullmatch(r"-?\d+", name) for name in counts)
+    whole = all(re.fullmatch(r"-?[0-9]+", name) for name in counts)
     return sorted(counts, key=(lambda name: (int(name), name)) if whole else None)
 
 

@@ -383,7 +383,7 @@ class Frequency:
         """From "15min", "1h", "1M", ... or a whole number; None for "auto"."""
         if text == "auto":
             return None
-        match = re.fullmatch(r"(\d*)([A-Za-z]*)", str(text))
+        match = re.fullmatch(r"([0-9]*)([A-Za-z]*)", str(text))
         count, unit = (int(match[1] or 1), match[2]) if match else (0, "")
         if match and count > 0:
             if not unit:
@@ -586,17 +586,17 @@ def _numbers(dataset: TimeSeries, block: pa.Table, column: str, place: _Block) -
     elif pa.types.is_boolean(data.type):
         data = pc.cast(data, pa.uint8())
     try:
-        parsed = pc.cast(data, pa.float64(), safe=False)
+        parsed = _parsed(data)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if not pa.types.is_string(data.type):
             raise ValueError(f"{place.file}: column {column!r} holds {data.type}, not numbers; "
                              f"leave it out, or list it in categorical") from error
-        bad = _first_bad(data, lambda part: pc.cast(part, pa.float64()))
+        bad = _first_bad(data, _parsed)
         raise place.error(bad, f"{data[bad].as_py()!r} in column {column!r} is not a number; correct it, list it in "
                                f"missing_values if it stands for none, or list the column in categorical") from None
     values: Floats = np.array(parsed.to_numpy(), dtype=np.float64)
     for text in dataset.missing_values:
-        if (number := _as_number(text)) is not None:
+        if (number := files.number(text)) is not None:
             values[values == number] = np.nan
     if (infinite := np.flatnonzero(np.isinf(values))).size:
         raise place.error(infinite[0], f"{values[infinite[0]]} in column {column!r} is infinite; correct it, "
@@ -604,11 +604,11 @@ def _numbers(dataset: TimeSeries, block: pa.Table, column: str, place: _Block) -
     return values
 
 
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _parsed(data: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers, or texts of numbers, as float64; ArrowInvalid for other texts."""
+    if pa.types.is_string(data.type) and pc.all(pc.match_substring_regex(data, files.NUMERAL)).as_py() is False:
+        raise pa.ArrowInvalid("a text that is no number")
+    return pc.cast(data, pa.float64(), safe=False)
 
 
 def _first_bad(data: pa.ChunkedArray, parse: Callable[[pa.ChunkedArray], Any]) -> int:

@@ -212,6 +212,26 @@ def test_a_file_that_is_gone_by_the_time_it_is_read_is_named(tmp_path):
         rows_of(str(tmp_path / "a.csv"), ["x"])
 
 
+ODD = ["1_000", "1e1_0", "\u0661\u0662", "\uff11", "\u0967", "\u22121", "1,5", "1 000", "0x10", "nan(1)", "1e", ".",
+       "", "True"]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_is_no_ascii_numeral_is_no_number(text):
+    assert files.number(text) is None
+    assert pa.compute.match_substring_regex(pa.array([text]), files.NUMERAL).to_pylist() == [False]
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1", 1), ("-1", -1), ("+1", 1), ("007", 7), ("1.", 1), (".5", 0.5), ("-1.5E-3", -0.0015), ("1e5", 1e5), (" 2 ", 2),
+    ("inf", np.inf), ("-Infinity", -np.inf), ("1e400", np.inf), ("nan", np.nan), ("NaN", np.nan), ("0.1", 0.1)])
+def test_numerals_are_read_as_python_and_arrow_read_them(text, value):
+    np.testing.assert_equal(files.number(text), value)
+    stripped = pa.array([text.strip()])
+    assert pa.compute.match_substring_regex(stripped, files.NUMERAL).to_pylist() == [True]
+    np.testing.assert_equal(stripped.cast(pa.float64())[0].as_py(), value)
+
+
 def test_ray_reads_all_files_one_task_each(tmp_path):
     for i in range(3):
         write(tmp_path / f"{i}.csv", f"x,y\n{i},1\n{i},2\n")

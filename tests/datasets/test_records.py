@@ -255,6 +255,14 @@ def test_numbers_are_stored_and_what_is_no_number_is_quarantined(tmp_path, encod
     assert found.state["fitted"]["numbers"] == {"mean": [2], "std": [1]}
 
 
+@pytest.mark.parametrize("odd", ["1_000", "\u0661\u0662", "nan(1)", "0x10"])
+def test_a_numeral_of_no_csv_is_quarantined_with_its_row_and_value(tmp_path, encoded, odd):
+    (tmp_path / "a.csv").write_text(f"text,a\nx,1\ny,{odd}\nz,3e0\n")
+    found = encoded(text(str(tmp_path / "a.csv"), numbers=["a"]))
+    assert [row["numbers"] for row in found.parts["train"]] == [[1], [3]]
+    assert found.bad == [(3, "a", f"{odd!r} is no finite number")]
+
+
 @pytest.mark.parametrize(("values", "message"), [
     (["a"], "column 'label' has one class only, 'a', in the training rows; at least two are needed"),
     ([None], "column 'label' has no class in the training rows"),

@@ -277,7 +277,7 @@ def test_frequency_is_found_and_times_go_on_in_their_style(tmp_path, frequency):
 def test_frequency_text_is_normalised_and_nonsense_refused():
     assert [str(Frequency.parse(text)) for text in ("60min", "24h", "7D", "12M", "h", 3)] == [
         "1h", "1D", "1W", "1Y", "1h", "3"]
-    for text in ("hourly", "0h", "-1h", "1x"):
+    for text in ("hourly", "0h", "-1h", "1x", "\u0661h", "1_0"):
         with pytest.raises(ValueError, match=r"is not understood; give auto, a whole number, or a count and one of W"):
             build("a.csv", time="t", targets=["y"], split=HALVES, frequency=text)
 
@@ -324,6 +324,10 @@ BAD = {
     "text among numbers": ({"date": H, "y": [0, 1, "oops", 3, 4]},
                            r"a.csv, row 4: 'oops' in column 'y' is not a number"),
     "decimal comma": ({"date": H, "y": [0, 1, '"1,5"', 3, 4]}, r"row 4: '1,5' in column 'y' is not a number"),
+    "underscore": ({"date": H, "y": [0, 1, "1_000", 3, 4]}, r"a.csv, row 4: '1_000' in column 'y' is not a number"),
+    "digits of another script": ({"date": H, "y": [0, 1, 2, "\u0661\u0662", 4]},
+                                 "a.csv, row 5: '\u0661\u0662' in column 'y' is not a number"),
+    "not a number with a note": ({"date": H, "y": [0, "nan(1)", 2, 3, 4]}, r"row 3: 'nan\(1\)' in column 'y' is not a"),
     "infinite": ({"date": H, "y": [0, 1, 2, "-inf", 4]}, r"a.csv, row 5: -inf in column 'y' is infinite"),
     "missing": ({"date": H, "y": [0, "NA", 2, "", 4]},
                 r"a.csv, row 3: no value in column 'y', the first of 2 missing in 5 rows; .* interpolate or mask"),
@@ -477,6 +481,14 @@ def test_missing_values_may_be_numbers_in_csv_and_parquet(tmp_path):
         state, _ = encoded(build(path, targets=["y"], split={"train": 3, "validation": 1}, missing="mask",
                                  missing_values=["-999"]))
         assert (only(state)["missing"], only(state)["mean"][0]) == (1, 2.0)
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661\u0660"])
+def test_a_missing_value_that_is_no_numeral_stands_for_no_number(tmp_path, text):
+    path = table(tmp_path / "a.csv", {"y": [1, 10, 3, 4]})
+    state, _ = encoded(build(path, targets=["y"], split={"train": 3, "validation": 1}, missing="mask",
+                             missing_values=[text]))
+    assert only(state)["missing"] == 0
 
 
 # Categories and calendar
