@@ -43,6 +43,13 @@ MISSING_VALUES = ["", "NA", "NaN", "nan", "null"]
 CHUNK_BYTES = 1 << 20           # of one stored row
 SMALL_BYTES = 256 << 20         # of raw files; up to here one task takes all series, which saves a shuffle
 SHUFFLE_BYTES = 64 << 20        # of raw files a partition of that shuffle
+# Most steps of a series with gaps: so many for each of its rows, or of few rows so many in any case. Prices of markets
+# that are closed at night and at weekends have 5 steps a row, and a row each quarter in a series of days 91. A hundred
+# times what is there keeps time and memory in proportion to the data; where less than a step in a hundred has a row,
+# there is next to nothing to learn from. Few rows may lie further apart, as some readings a minute long in two months
+# (86,400 steps): 1 MB a column. More is most likely a frequency that is too fine, or a wrong date.
+STEPS_A_ROW = 100
+STEPS_OF_FEW = 100_000
 MAX_CATEGORIES = 1000           # of one column; more is most likely a mistake
 SUFFIXES = (*files.CSV, *(csv + end for csv in files.CSV for end in files.COMPRESSED), *files.PARQUET)
 
@@ -79,7 +86,7 @@ def build(
             With a path for each split only validation may be given: it is cut from the end of the train files.
         missing: what to do about missing values and steps: refuse them; interpolate linearly in time (nearest value at
             both ends; it looks at later values, also across splits); or mask: the mean, and a channel for each target
-            that says 1 where it was observed.
+            that says 1 where it was observed. Gaps may make 100 steps of each row, or 100,000 of few rows.
         frequency: time between steps: auto (the most common one), 15min, 1h, 1D, 1W, 1M, 1Y, ... or a whole number.
         time_format: strptime format of a time that is not ISO 8601.
         time_restarts: the time column starts anew in each file; steps go on from the file before.
@@ -812,7 +819,23 @@ def _layout(dataset: TimeSeries, raw: _Raw, known: str | int = "auto") -> _Layou
     for a, b in runs:
         steps[a:b] = start + _steps(dataset, raw, a, b, frequency)
         start = int(steps[b - 1]) + 1
+    _check_length(dataset, raw, steps, frequency)
     return _Layout(steps, frequency.grid(raw.times[slice(*runs[0])], start), frequency, kind)
+
+
+def _check_length(dataset: TimeSeries, raw: _Raw, steps: Ints, frequency: Frequency) -> None:
+    """Refuse steps (rows,) between which gaps are so long that filling them would make far more steps than rows."""
+    rows, length = len(steps), int(steps[-1]) + 1
+    most = max(STEPS_OF_FEW, STEPS_A_ROW * rows)
+    if length > most:
+        i = int(np.argmax(np.diff(steps))) + 1
+        raise ValueError(
+            f"{raw.at(i)}: dataset.missing={dataset.missing} would make {length:,} steps of {frequency} of {rows:,} "
+            f"rows ({raw.time(0)} to {raw.time(rows - 1)}), of which {length - rows:,} have no row; at most {most:,} "
+            f"can be made ({STEPS_A_ROW} a row, or {STEPS_OF_FEW:,}). The longest gap is of "
+            f"{steps[i] - steps[i - 1] - 1:,} steps, between {raw.time(i - 1)} and {raw.time(i)}: correct the time if "
+            f"it is wrong, set dataset.frequency to the time between most rows, or cut the series at the gap into "
+            f"series of different names")
 
 
 def _check_no_blanks(dataset: TimeSeries, raw: _Raw) -> None:

@@ -483,6 +483,50 @@ def test_missing_values_may_be_numbers_in_csv_and_parquet(tmp_path):
         assert (only(state)["missing"], only(state)["mean"][0]) == (1, 2.0)
 
 
+@pytest.mark.parametrize("missing", ["mask", "interpolate"])
+def test_gaps_that_would_make_far_more_steps_than_rows_are_refused_with_the_arithmetic(tmp_path, missing):
+    dates = ["2020-01-01 00:00:00", "2020-01-01 00:00:01", "2022-12-31 00:00:00"]
+    path = table(tmp_path / "a.csv", {"s": ["x"] * 3, "t": dates, "y": range(3)})
+    dataset = build(path, time="t", series="s", targets=["y"], split={"validation": 1}, frequency="1s", missing=missing)
+    with pytest.raises(ValueError, match=(
+            rf"a.csv, row 4 \(series 'x'\): dataset.missing={missing} would make 94,608,001 steps of 1s of 3 rows "
+            r"\(2020-01-01 00:00:00 to 2022-12-31 00:00:00\), of which 94,607,998 have no row; at most 100,000 can be "
+            r"made \(100 a row, or 100,000\). The longest gap is of 94,607,998 steps, between 2020-01-01 00:00:01 and "
+            r"2022-12-31 00:00:00: correct the time .*, set dataset.frequency to .*, or cut the series")):
+        encoded(dataset)
+    with pytest.raises(ValueError, match="would make 94,608,001 steps"):
+        dataset.encode_request(path, {"frequency": "1s", "series": []})
+
+
+@pytest.mark.parametrize("missing", ["mask", "interpolate"])
+def test_few_rows_may_lie_far_apart_and_many_rows_a_hundred_steps(tmp_path, missing, monkeypatch):
+    monkeypatch.setattr(timeseries, "STEPS_OF_FEW", 1000)
+
+    def steps(times):
+        path = table(tmp_path / "a.csv", {"t": times, "y": range(len(times))})
+        dataset = build(path, time="t", targets=["y"], split={"validation": 1}, frequency=1, missing=missing)
+        [request] = dataset.encode_request(path, {"frequency": 1, "series": [], "channels": {"categorical": {}}})
+        return len(request.values)
+
+    assert steps([0, 1, 999]) == 1000
+    assert steps([*range(19), 1999]) == 2000
+    for times in ([0, 1, 1000], [*range(19), 2000]):
+        with pytest.raises(ValueError, match="a row, or 1,000"):
+            steps(times)
+
+
+@pytest.mark.parametrize("missing", ["mask", "interpolate"])
+def test_a_month_without_rows_in_a_year_of_hours_is_filled(tmp_path, missing):
+    year = hours(8760, "2023-01-01 00:00")
+    kept = year[:4000] + year[4720:]
+    path = table(tmp_path / "a.csv", {"s": ["a"] * len(kept) + ["b"] * 100, "t": kept + year[:50] + year[-50:],
+                                      "y": range(len(kept) + 100)})
+    state, series = encoded(build(path, time="t", series="s", targets=["y"], split={"validation": 0.1},
+                                  missing=missing))
+    assert [len(series[name]) for name in "ab"] == [8760, 8760]
+    assert [s["missing"] for s in state["series"]] == [720, 8660]
+
+
 @pytest.mark.parametrize("text", ["1_0", "\u0661\u0660"])
 def test_a_missing_value_that_is_no_numeral_stands_for_no_number(tmp_path, text):
     path = table(tmp_path / "a.csv", {"y": [1, 10, 3, 4]})
