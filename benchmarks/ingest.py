@@ -1,9 +1,9 @@
-"""Batches/s of ingest, cached, against torch's DataLoader with 2 workers that builds the same batches; and the padding.
+"""Compare the batches/s of cached ingest with torch's DataLoader with 2 workers; and measure the padding.
 
 python -m benchmarks.ingest [rounds] [imdb fsdd ...]      (needs RONDO_DATA; from the project's root)
 
-Both have the stored rows in memory, and give the same tensors in the same order. The DataLoader's dataset is the usual
-one: rows as tensors, a batch sampler that is given the batches, and pad_sequence.
+Both have the stored rows in memory and yield the same tensors in the same order. The DataLoader's dataset is the usual
+one: rows as tensors, a batch sampler with the same batches, and pad_sequence.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.prepare import read_rows
-from workflows import cluster, loop
-from workflows.experiment import load
-from workflows.settings import Workers
-from workflows.train import cached_parts, prepare
-from workflows.worker import Data
+from datasets.pipeline.prepared import read_rows
+from workflows.cluster import connect
+from workflows.config.load import load
+from workflows.config.settings import Workers
+from workflows.training import worker_group
+from workflows.training.data import Data, cache_parts, prepare_data
 
 EPOCHS = 2
 
 
 class Rows(Dataset):
-    """Stored rows as a list of tensors, and their classes."""
+    """Stored rows as a list of tensors, with their classes."""
 
     def __init__(self, table, name: str) -> None:
         flat = table[name].combine_chunks().flatten().to_numpy()
@@ -44,14 +44,17 @@ class Rows(Dataset):
 
 
 def collate(rows):
-    return (pad_sequence([x for x, _ in rows], batch_first=True), torch.tensor([len(x) for x, _ in rows]),
-            torch.stack([y for _, y in rows]))
+    return (
+        pad_sequence([x for x, _ in rows], batch_first=True),
+        torch.tensor([len(x) for x, _ in rows]),
+        torch.stack([y for _, y in rows]),
+    )
 
 
 def measure(name: str, folder: str, rounds: int) -> None:
     experiment = load(f"workflows/experiments/{name}.yaml", [f"storage={folder}"])
-    prepared = prepare(experiment)
-    data = Data(experiment, prepared, cached_parts(experiment, prepared), loop.Workers(torch.device("cpu")))
+    prepared = prepare_data(experiment)
+    data = Data(experiment, prepared, cache_parts(experiment, prepared), worker_group.WorkerGroup(torch.device("cpu")))
     ingest = data.ingest("train", training=True)
     column = next(iter(ingest.view.inputs))
     batches = [ids.tolist() for epoch in range(EPOCHS) for *_, ids in ingest.plan.epoch(epoch)]
@@ -72,19 +75,25 @@ def measure(name: str, folder: str, rounds: int) -> None:
         theirs = time.perf_counter() - start
         assert sums[0] == sums[1]
         ratios.append(theirs / ours)
-        print(f"{name}: Rondo {len(batches) / ours:,.0f} batches/s, DataLoader {len(batches) / theirs:,.0f} batches/s, "
-              f"ratio {ratios[-1]:.2f}", flush=True)
+        print(
+            f"{name}: Rondo {len(batches) / ours:,.0f} batches/s, DataLoader {len(batches) / theirs:,.0f} batches/s, "
+            f"ratio {ratios[-1]:.2f}",
+            flush=True,
+        )
     mean = np.mean([len(ids) for ids in batches])
-    print(f"{name}: median ratio {statistics.median(ratios):.2f}; {used / computed:.1%} of what is computed is no "
-          f"padding; {len(batches) // EPOCHS} batches an epoch of {mean:.0f} rows", flush=True)
+    print(
+        f"{name}: median ratio {statistics.median(ratios):.2f}; {used / computed:.1%} of the computed steps are "
+        f"not padding; {len(batches) // EPOCHS} batches per epoch with {mean:.0f} rows on average",
+        flush=True,
+    )
 
 
 def main(rounds: int, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        place = cluster.connect(Workers())
+        connection = connect.connect(Workers())
         for name in names:
             measure(name, folder, rounds)
-        cluster.disconnect(place)
+        connect.disconnect(connection)
 
 
 if __name__ == "__main__":

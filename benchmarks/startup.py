@@ -1,6 +1,6 @@
-"""Seconds from process start to the first optimizer step of one local worker, beside an empty TorchTrainer.
+"""Compare the seconds from process start to the first optimizer step of one local worker with an empty TorchTrainer.
 
-python -m benchmarks.startup [runs]      (from the project's root; prints one line a run and the median ratio)
+python -m benchmarks.startup [runs]      (from the project's root; prints a line per run and the median ratio)
 """
 
 from __future__ import annotations
@@ -28,15 +28,27 @@ print(float(open(sys.argv[1]).read()) - start)
 
 def main(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        train = [sys.executable, "-m", "workflows", "train", "training.epochs=1", f"storage={folder}/runs",
-                 f"tracking.uri=sqlite:///{folder}/mlflow.db", "--json"]
-        subprocess.run(train, check=True, capture_output=True)                  # prepares the data, warms the disk
+        train = [
+            sys.executable,
+            "-m",
+            "workflows",
+            "train",
+            "training.epochs=1",
+            f"storage={folder}/runs",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            "--json",
+        ]
+        subprocess.run(train, check=True, capture_output=True)  # prepares the data and fills the disk cache
         ratios = []
         for _ in range(runs):
             out = subprocess.run(train, check=True, capture_output=True, text=True).stdout
             ours = json.loads(out.splitlines()[-1])["first_step_seconds"]
-            out = subprocess.run([sys.executable, "-c", EMPTY, f"{folder}/entered", f"{folder}/empty"], check=True,
-                                 capture_output=True, text=True).stdout
+            out = subprocess.run(
+                [sys.executable, "-c", EMPTY, f"{folder}/entered", f"{folder}/empty"],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
             empty = float(out.splitlines()[-1])
             ratios.append(ours / empty)
             print(f"first step {ours:.1f} s, empty TorchTrainer {empty:.1f} s, ratio {ratios[-1]:.2f}", flush=True)

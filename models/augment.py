@@ -11,26 +11,25 @@ import math
 import torch
 from torch import Tensor
 
-from models.families import step_mask
+from models import splitmix64
+from models.family import step_mask
 
-TOKEN, TIME, FREQUENCY, SPEED, GAIN, TEMPO, TILT = range(7)     # streams: uses are independent
-SAMPLE = 1000                                                   # the first of those that sampling uses
+TOKEN, TIME, FREQUENCY, SPEED, GAIN, TEMPO, TILT = range(7)  # streams: uses are independent
+SAMPLE = 1000  # the first of those that sampling uses
 
 
 def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
-    """Random numbers from keys, bit for bit the same on every device: splitmix64 (Steele et al. 2014).
+    """Random numbers from keys, bit for bit the same on every machine: splitmix64.
 
     Args:
-        keys: (B,) int64.
+        keys: (B,) int64, on the CPU.
         count: numbers for each key.
-        stream: another stream gives other numbers for the same key.
+        stream: another stream gives independent numbers for the same keys.
 
     Returns:
-        (B, count) float32 in [0, 1), multiples of 2^-24.
+        (B, count) float32 in [0, 1), multiples of 2^-24, on the CPU.
     """
-    state = _mixed(keys + _signed((stream + 1) * GOLDEN))[:, None]
-    steps = torch.arange(1, count + 1, device=keys.device)
-    return _right(_mixed(state + steps * GOLDEN), 40).to(torch.float32) * 2.0 ** -24
+    return torch.from_numpy(splitmix64.uniform(keys.numpy(), count, stream))
 
 
 def mask_steps(x: Tensor, lengths: Tensor, keys: Tensor, *, masks: int, share: float) -> Tensor:
@@ -73,7 +72,7 @@ def change_speed(samples: Tensor, lengths: Tensor, keys: Tensor, *, speed: float
 
 
 def change_tempo(x: Tensor, lengths: Tensor, keys: Tensor, *, tempo: float) -> tuple[Tensor, Tensor]:
-    """Each row of frames x (B, T, F) drawn out or pressed together in time, what is in a frame kept.
+    """Each row of frames x (B, T, F) stretched or compressed in time; the frames themselves do not change.
 
     Args and returns are those of ``change_speed``, but factors are drawn from 1 / (1 + tempo) to 1 + tempo, as often
     below 1 as above.
@@ -110,11 +109,11 @@ def _played(x: Tensor, lengths: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]
     """x (B, T, F) read at every `factor` (B, 1) steps: (B, T', F) and lengths."""
     changed = _played_lengths(lengths, factor)
     factor, last = factor.to(x.device), (lengths - 1).to(x.device)[:, None]
-    place = torch.arange(int(changed.max()), device=x.device) * factor                  # (B, T'), float64: exact places
-    low = torch.minimum(place.floor().long(), last)
+    position = torch.arange(int(changed.max()), device=x.device) * factor  # (B, T'), float64: exact positions
+    low = torch.minimum(position.floor().long(), last)
     rows = torch.arange(len(x), device=x.device)[:, None]
     before, after = x[rows, low], x[rows, torch.minimum(low + 1, last)]
-    played = before + (after - before) * (place - low).to(x.dtype)[..., None]
+    played = before + (after - before) * (position - low).to(x.dtype)[..., None]
     return played.masked_fill(~step_mask(played, changed)[..., None], 0), changed
 
 
@@ -136,28 +135,8 @@ def change_gain(samples: Tensor, keys: Tensor, *, decibels: float) -> Tensor:
 
 def _runs(draws: Tensor, sizes: Tensor, share: float, total: int) -> Tensor:
     """(B, total) bool, True inside one of M runs of at most share x size, from draws (B, 2 M) and sizes (B,)."""
-    widths, starts = draws.double().chunk(2, dim=1)         # in float32 a draw near 1 could reach the end of its range
-    width = (widths * ((sizes * share).floor()[:, None] + 1)).floor()                   # (B, M)
+    widths, starts = draws.double().chunk(2, dim=1)  # in float32 a draw near 1 could reach the end of its range
+    width = (widths * ((sizes * share).floor()[:, None] + 1)).floor()  # (B, M)
     start = (starts * (sizes[:, None] - width + 1)).floor()
-    place = torch.arange(total)
-    return ((place >= start[..., None]) & (place < (start + width)[..., None])).any(1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the lowest 64 bits of x."""
-    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-GOLDEN = _signed(0x9E3779B97F4A7C15)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """The output function of splitmix64; int64 products wrap around as unsigned ones do."""
-    x = (x ^ _right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _right(x, 31)
-
-
-def _right(x: Tensor, bits: int) -> Tensor:
-    """x shifted right with zeros shifted in; torch's shift of an int64 repeats the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    position = torch.arange(total)
+    return ((position >= start[..., None]) & (position < (start + width)[..., None])).any(1)

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.batch import Batch
-from models.families import check_choice
+from models.family import check_choice
 from models.sequence import Artifact, SequenceModel, Sums, Task, mean
 
 ClassWeights = Literal["none", "balanced"]
-MATRIX = 500                # classes whose confusion is counted in full: memory grows with their square
+MATRIX = 500  # classes whose confusion is counted in full: memory grows with their square
 
 
 class ChoiceTask(Task):
@@ -46,7 +46,7 @@ class ChoiceTask(Task):
         if class_weights == "balanced" and self.counts is not None:
             weights = balanced(self.counts, [sum(self.counts) / self.classes] * self.classes)
         self.class_weights: Tensor
-        self.register_buffer("class_weights", weights, persistent=False)                # (K,)
+        self.register_buffer("class_weights", weights, persistent=False)  # (K,)
 
     def outputs(self, model: SequenceModel, batch: Batch) -> Tensor:
         """(..., K) in at least float32, before the softmax."""
@@ -81,22 +81,23 @@ class ChoiceTask(Task):
         """majority: the class most frequent in training, for every decision."""
         if self.counts is None:
             return {}
-        most = max(range(self.classes), key=self.counts.__getitem__)
-        return {"majority": self._counted(torch.full_like(self.truth(batch)[0], most), batch)}
+        majority = max(range(self.classes), key=self.counts.__getitem__)
+        return {"majority": self._counted(torch.full_like(self.truth(batch)[0], majority), batch)}
 
     def _weights(self, classes: Tensor, weights: Tensor) -> Tensor:
         return weights * self.class_weights.to(weights.dtype)[classes]
 
     def _loss(self, out: Tensor, batch: Batch) -> Tensor:
         classes, weights = self.truth(batch)
-        each = F.cross_entropy(out.flatten(0, -2), classes.flatten(), reduction="none",
-                               label_smoothing=self.label_smoothing)
+        each = F.cross_entropy(
+            out.flatten(0, -2), classes.flatten(), reduction="none", label_smoothing=self.label_smoothing
+        )
         return (each * self._weights(classes, weights).flatten()).sum()
 
     def _counted(self, chosen: Tensor, batch: Batch) -> Sums:
         classes, weights = self.truth(batch)
-        told = classes.flatten(), chosen.flatten(), weights.flatten(), self.classes
-        return {"confusion": confusion(*told)} if self.classes <= MATRIX else {"decisions": choices(*told)}
+        decided = classes.flatten(), chosen.flatten(), weights.flatten(), self.classes
+        return {"confusion": confusion(*decided)} if self.classes <= MATRIX else {"decisions": choices(*decided)}
 
 
 def balanced(counts: Sequence[int], others: Sequence[float]) -> Tensor:
@@ -117,14 +118,15 @@ def choices(truth: Tensor, chosen: Tensor, weights: Tensor, classes: int) -> Ten
 
     def each(which: Tensor, of: Tensor) -> Tensor:
         return weights.new_zeros(classes).index_add_(0, of, weights * which)
+
     right = truth == chosen
     positive, false, missed = each(right, truth), each(~right, chosen), each(~right, truth)
     return torch.stack([positive, false, missed, weights.sum() - positive - false - missed], -1)
 
 
 def decisions(truth: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """(K, 4) from what is true of B rows and what was said, each (B, K) bool, and the rows' weights (B,)."""
-    kinds = torch.stack([truth & chosen, ~truth & chosen, truth & ~chosen, ~truth & ~chosen], -1)      # (B, K, 4)
+    """(K, 4) from what is true of B rows and what was predicted, each (B, K) bool, and the rows' weights (B,)."""
+    kinds = torch.stack([truth & chosen, ~truth & chosen, truth & ~chosen, ~truth & ~chosen], -1)  # (B, K, 4)
     return (kinds * weights.double()[:, None, None]).sum(0)
 
 
@@ -142,8 +144,8 @@ def macro_f1(counts: Tensor) -> float | None:
     """
     right, false, missed, _ = counts.unbind(-1)
     whole = 2 * right + false + missed
-    there = whole > 0
-    return float((2 * right[there] / whole[there]).mean()) if there.any() else None
+    occurs = whole > 0
+    return float((2 * right[occurs] / whole[occurs]).mean()) if occurs.any() else None
 
 
 def scores(counts: Tensor) -> dict[str, float]:
@@ -155,6 +157,6 @@ def scores(counts: Tensor) -> dict[str, float]:
 
 def scores_of_several(counts: Tensor) -> dict[str, float]:
     """accuracy (the share of decisions that are right) and macro_f1 of a table (K, 4)."""
-    found = {"accuracy": float(counts[:, [0, 3]].sum() / counts.sum())} if counts.sum() > 0 else {}
+    scores = {"accuracy": float(counts[:, [0, 3]].sum() / counts.sum())} if counts.sum() > 0 else {}
     f1 = macro_f1(counts)
-    return found if f1 is None else {**found, "macro_f1": f1}
+    return scores if f1 is None else {**scores, "macro_f1": f1}

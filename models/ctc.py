@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.ngrams import NGrams
 
 BLANK = 0
-FLOOR = -14.0       # tokens less likely than exp(FLOOR) at a step are not tried there
+FLOOR = -14.0  # tokens less likely than exp(FLOOR) at a step are not tried there
 
 
 def greedy(best: NDArray[np.int64]) -> list[int]:
@@ -23,15 +23,16 @@ def greedy(best: NDArray[np.int64]) -> list[int]:
     return [int(token) for token in best[kept] if token != BLANK]
 
 
-def beam_search(scores: NDArray[np.float64], *, beam: int, language: NGrams | None = None, weight: float = 0.0,
-                bonus: float = 0.0) -> list[int]:
+def beam_search(
+    scores: NDArray[np.float64], *, beam: int, language: NGrams | None = None, weight: float = 0.0, bonus: float = 0.0
+) -> list[int]:
     """The likeliest text, by prefix beam search (Hannun et al. 2014).
 
     Args:
         scores: (T, V) natural logarithms of the tokens' probabilities at each step.
-        beam: beginnings of texts that are kept at each step.
+        beam: prefixes of texts that are kept at each step.
         language: what says how likely a text is by itself.
-        weight: of its logarithm beside that of the sound.
+        weight: of its logarithm, relative to that of the sound.
         bonus: for each token, against the language model's liking of short texts.
 
     Returns:
@@ -40,14 +41,14 @@ def beam_search(scores: NDArray[np.float64], *, beam: int, language: NGrams | No
     # A beginning -> [log p of the paths that end in the blank, of those that end in its last token]; and what the
     # language says of it.
     beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
-    said: dict[tuple[int, ...], float] = {(): 0.0}
+    language_scores: dict[tuple[int, ...], float] = {(): 0.0}
 
     def add(prefix: tuple[int, ...], blank: float, token: float) -> None:
-        old = found.get(prefix, (-math.inf, -math.inf))
-        found[prefix] = (_sum(old[0], blank), _sum(old[1], token))
+        old = candidates.get(prefix, (-math.inf, -math.inf))
+        candidates[prefix] = (_sum(old[0], blank), _sum(old[1], token))
 
     for step in scores:
-        found: dict[tuple[int, ...], tuple[float, float]] = {}
+        candidates: dict[tuple[int, ...], tuple[float, float]] = {}
         tried = [int(v) for v in np.flatnonzero(step > FLOOR) if v != BLANK]
         for prefix, (blank, token) in beams.items():
             whole = _sum(blank, token)
@@ -55,16 +56,17 @@ def beam_search(scores: NDArray[np.float64], *, beam: int, language: NGrams | No
             add(prefix, whole + step[BLANK], token + step[last] if prefix else -math.inf)
             for v in tried:
                 longer = (*prefix, v)
-                if longer not in said:
+                if longer not in language_scores:
                     extra = weight * language.score(prefix, v) if language is not None and weight else 0.0
-                    said[longer] = said[prefix] + extra + bonus
+                    language_scores[longer] = language_scores[prefix] + extra + bonus
                 add(longer, -math.inf, (blank if v == last else whole) + step[v])
-        ranked = sorted(found, key=lambda p: (-(_sum(*found[p]) + said[p]), p))
-        beams = {prefix: found[prefix] for prefix in ranked[:beam]}
+        ranked = sorted(candidates, key=lambda p: (-(_sum(*candidates[p]) + language_scores[p]), p))
+        beams = {prefix: candidates[prefix] for prefix in ranked[:beam]}
 
     def final(prefix: tuple[int, ...]) -> float:
         end = weight * language.end(prefix) if language is not None and weight else 0.0
-        return _sum(*beams[prefix]) + said[prefix] + end
+        return _sum(*beams[prefix]) + language_scores[prefix] + end
+
     best: tuple[int, ...] = min(beams, key=lambda prefix: (-final(prefix), prefix))
     return list(best)
 

@@ -1,26 +1,29 @@
 """Decoders: causal stacks that attend to a memory, for writing one sequence from another.
 
-Shapes: B rows, U steps that are written, S steps of the memory, M its width, D input size, H output size.
+Shapes: B rows, U steps that are generated, S steps of the memory, M its width, D input size, H output size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.families import Family, State, padding_mask
-from models.families.transformer import Block, Positions, Rotation, initialise, placed, rotate, waves
+from models.attention import Block, Positions, Rotation, add_positions, initialise, rotate, sinusoids
+from models.families import build, module
+from models.family import Family, State, padding_mask
+from models.options import check_least, filled
 
 
 class Decoder(nn.Module):
     """A causal stack with attention.
 
-    A memory and a state are tensors by name, rows first. The memory stays as it is while a row is written, the state
-    goes from step to step; so a search that keeps other rows than before indexes both by row.
+    A memory and a state are tensors by name, rows first. The memory does not change while a row is generated, the state
+    changes at each step; a search that keeps a selection of rows indexes both by row.
 
     Attributes:
         size: H.
@@ -54,33 +57,37 @@ class Decoder(nn.Module):
 class AttendingRecurrent(Decoder):
     """Recurrent layers, the first of which attends (Luong, Pham & Manning 2015, score "general").
 
-    The others read its output beside what it attended to, as in Wu et al. (2016, GNMT), so that every layer runs over
+    The others read its output and what it attended to, as in Wu et al. (2016, GNMT), so that every layer runs over
     all steps at once in training. The states begin as a layer of the mean of the memory.
 
     Args:
-        make: (input size, layers) -> a family that carries a state.
+        make: (input size, layers) -> a stateful family.
         input_size: D.
         memory_size: M.
         layers: of which the first attends.
         dropout: probability that an input of the later layers is dropped.
     """
 
-    def __init__(self, make: Callable[[int, int], Family], input_size: int, memory_size: int, *, layers: int,
-                 dropout: float) -> None:
+    def __init__(
+        self, make: Callable[[int, int], Family], input_size: int, memory_size: int, *, layers: int, dropout: float
+    ) -> None:
         super().__init__()
         below = make(input_size, 1)
         self.size, self.dropout = below.size, dropout
         stack = [below, *([make(below.size + memory_size, layers - 1)] if layers > 1 else [])]
         self.stack = nn.ModuleList(stack)
-        self.shapes = {f"{number}.{name}": value.shape[1:] for number, one in enumerate(stack)
-                       for name, value in one.initial_state(1).items()}
+        self.shapes = {
+            f"{number}.{name}": value.shape[1:]
+            for number, one in enumerate(stack)
+            for name, value in one.initial_state(1).items()
+        }
         self.start = nn.Linear(memory_size, sum(math.prod(shape) for shape in self.shapes.values()))
         self.key = nn.Linear(memory_size, self.size, bias=False)
         self.join = nn.Linear(self.size + memory_size, self.size)
 
     def remember(self, y: Tensor, lengths: Tensor) -> State:
         padding = padding_mask(y, lengths)
-        memory = {"values": y, "keys": self.key(y), "mean": y.sum(1) / lengths.to(y.device)[:, None]}    # padding is 0
+        memory = {"values": y, "keys": self.key(y), "mean": y.sum(1) / lengths.to(y.device)[:, None]}  # padding is 0
         return memory if padding is None else {**memory, "padding": padding}
 
     def begin(self, memory: State) -> State:
@@ -90,18 +97,20 @@ class AttendingRecurrent(Decoder):
 
     def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
         y, state = self._layers(0, x, state)
-        scores = y @ memory["keys"].transpose(1, 2)                                             # (B, U, S)
+        scores = y @ memory["keys"].transpose(1, 2)  # (B, U, S)
         if "padding" in memory:
             scores = scores.masked_fill(memory["padding"][:, None], -torch.inf)
         attention = scores.softmax(-1)
-        seen = attention @ memory["values"]                                                     # (B, U, M)
+        seen = attention @ memory["values"]  # (B, U, M)
         if len(self.stack) > 1:
             y, state = self._layers(1, F.dropout(torch.cat([y, seen], -1), self.dropout, self.training), state)
         return torch.tanh(self.join(torch.cat([y, seen], -1))), state, attention
 
     def _layers(self, number: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-        own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")}
-        y, after = self.stack[number](x, torch.full((len(x),), x.shape[1]), own)
+        state_of_layer = {
+            name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")
+        }
+        y, after = self.stack[number](x, torch.full((len(x),), x.shape[1]), state_of_layer)
         return y, {**state, **{f"{number}.{name}": value for name, value in after.items()}}
 
 
@@ -117,8 +126,9 @@ class AttendingBlock(nn.Module):
         self.key_value = nn.Linear(memory_size, 2 * size)
         self.memory_out = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor, Tensor | None],
-                rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor, Tensor | None], rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One block.
 
         Args:
@@ -132,11 +142,11 @@ class AttendingBlock(nn.Module):
         """
         block = self.block
         x, k, v = block.attend(x, None, rotation, past)
-        q, = block.heads_of(self.query(self.memory_norm(x)), 1)
+        (q,) = block.heads_of(self.query(self.memory_norm(x)), 1)
         if rotation is not None:
             q = rotate(q, rotation)
         keys, values, allowed = memory
-        scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])                              # (B, N, U, S)
+        scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # (B, N, U, S)
         attention = (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
         seen = F.dropout(attention, block.attention_dropout, self.training) @ values
         x = x + block.dropped(self.memory_out(seen.transpose(1, 2).flatten(2)))
@@ -146,7 +156,7 @@ class AttendingBlock(nn.Module):
 class AttendingTransformer(Decoder):
     """Input projection, blocks with attention to the memory, final norm; the state holds the steps' keys and values.
 
-    With rotary positions, attention to the memory sees the distance of places, too.
+    With rotary positions, attention to the memory sees the distance of positions, too.
 
     Args:
         input_size: D.
@@ -164,13 +174,13 @@ class AttendingTransformer(Decoder):
         initialise(self, sublayers=3 * len(blocks))
 
     def remember(self, y: Tensor, lengths: Tensor) -> State:
-        rotation = waves(y, self.size // self.heads) if self.positions == "rotary" else None
-        told = []
+        rotation = sinusoids(y, self.size // self.heads) if self.positions == "rotary" else None
+        layers = []
         for block in self.blocks:
             assert isinstance(block, AttendingBlock)
             k, v = block.block.heads_of(block.key_value(y), 2)
-            told.append(torch.stack((k if rotation is None else rotate(k, rotation), v), 1))
-        memory = {"keys_values": torch.stack(told, 1)}                                          # (B, L, 2, N, S, K)
+            layers.append(torch.stack((k if rotation is None else rotate(k, rotation), v), 1))
+        memory = {"keys_values": torch.stack(layers, 1)}  # (B, L, 2, N, S, K)
         padding = padding_mask(y, lengths)
         return memory if padding is None else {**memory, "padding": padding}
 
@@ -179,7 +189,7 @@ class AttendingTransformer(Decoder):
 
     def forward(self, x: Tensor, state: State, memory: State) -> tuple[Tensor, State, Tensor]:
         x = self.project(x).to(self.project.weight.dtype)
-        x, rotation = placed(x, self.positions, self.size // self.heads, start=state["past"].shape[4])
+        x, rotation = add_positions(x, self.positions, self.size // self.heads, start=state["past"].shape[4])
         allowed = ~memory["padding"][:, None, None] if "padding" in memory else None
         pasts = []
         for number, block in enumerate(self.blocks):
@@ -187,3 +197,38 @@ class AttendingTransformer(Decoder):
             x, past, attention = block(x, state["past"][:, number], (keys, values, allowed), rotation)
             pasts.append(past)
         return self.norm(x), {"past": torch.stack(pasts, 1)}, attention
+
+
+def decoder(name: str, input_size: int, memory_size: int, *, layers: int, **options: Any) -> Decoder:
+    """Make a decoder of this family's layers.
+
+    A stateful family needs nothing for it; another one has a function ``decoder`` in its file, with these arguments.
+
+    Args:
+        name: of the family.
+        input_size: features of a step that is read.
+        memory_size: features of a step that is attended to.
+        layers: of the decoder.
+        options: of the family; direction, causality and where states begin follow from what a decoder is.
+
+    Raises:
+        ValueError: less than one layer, or a family without a decoder.
+    """
+
+    check_least("task.decoder_layers", layers, 1)
+    file = module(name)
+    filled_options = filled(file.build, options)
+    if hasattr(file, "decoder"):
+        return cast("Decoder", file.decoder(input_size, memory_size, **{**filled_options, "layers": layers}))
+    one_way = {k: v for k, v in filled_options.items() if k not in ("layers", "bidirectional", "initial")}
+
+    def make(size: int, count: int) -> Family:
+        family = build(name, size, **one_way, **({"layers": count} if "layers" in filled_options else {}))
+        if not family.stateful or (count > 1 and "layers" not in filled_options):
+            raise ValueError(
+                f"model.family={name} makes no decoder of task.decoder_layers={layers}; use 1 or 2 layers "
+                "and a stateful family"
+            )
+        return family
+
+    return AttendingRecurrent(make, input_size, memory_size, layers=layers, dropout=filled_options.get("dropout", 0.0))

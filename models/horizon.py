@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from models.batch import Batch
-from models.families import step_mask
-from models.sequence import Carried, SequenceModel
+from models.family import step_mask
+from models.sequence import RecurrentState, SequenceModel
 
-SHARE = 0.95            # of the summed norms: what lies within the reach
-LONG_ENOUGH = 0.1       # share of the sequences that must go that far back for a step to count
+SHARE = 0.95  # of the summed norms: what lies within the reach
+LONG_ENOUGH = 0.1  # share of the sequences that must be that long for a step to count
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Horizon:
     scale: float
 
 
-def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, most: int = 1000) -> Horizon | None:
+def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, max_steps: int = 1000) -> Horizon | None:
     """The norms of d(u . y_e) / d x_(e - k), averaged over sequences, for k = 0, 1, ...
 
     x (R, T, D) is what the family reads, y (R, T, H) what it makes of it, e the last step of y that the loss reads: the
@@ -56,29 +56,29 @@ def memory_horizon(model: SequenceModel, batches: Iterable[Batch], *, most: int 
     Args:
         model: in any mode; mode, carried states and gradients stay as they are. In evaluation it does not drop or draw
             anything, so the result is a function of the weights and rows.
-        batches: on the model's device; rows in lanes go on from the states of the batches before, without gradients.
-        most: K at most.
+        batches: on the model's device; rows in lanes continue from the states of the batches before, without gradients.
+        max_steps: largest K.
 
     Returns:
         None if no row is left.
     """
-    assert most >= 1
+    assert max_steps >= 1
     longest, scale = 0, 1.0
     # cuDNN has no backward pass in evaluation.
     with _in_evaluation(model), torch.backends.cudnn.flags(enabled=False):
-        total, count = torch.zeros(2, most, dtype=torch.float64)
+        total, count = torch.zeros(2, max_steps, dtype=torch.float64)
         for batch in batches:
             norms, ends, lengths = _gradients(model, batch)
-            steps = ends[:, None] - torch.arange(most)                          # (R, K), negative before the first
+            steps = ends[:, None] - torch.arange(max_steps)  # (R, K), negative before the first
             total += norms.gather(1, steps.clamp(min=0)).masked_fill(steps < 0, 0).sum(0)
             count += (steps >= 0).sum(0)
             raw = next(iter(batch.lengths.values()))
             if int(raw.max()) > longest:
                 longest = int(raw.max())
                 scale = longest / int(lengths.max())
-    far = int((count >= max(1.0, LONG_ENOUGH * float(count[0]))).sum())         # counts fall with k
-    mean = total[:far] / count[:far]
-    if far == 0 or not float(mean.max()) > 0:
+    longest_back = int((count >= max(1.0, LONG_ENOUGH * float(count[0]))).sum())  # counts fall with k
+    mean = total[:longest_back] / count[:longest_back]
+    if longest_back == 0 or not float(mean.max()) > 0:
         return None
     within = mean.cumsum(0) / mean.sum()
     return Horizon((mean / mean.max()).tolist(), int((within < SHARE).sum()), scale)
@@ -89,32 +89,32 @@ def _gradients(model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor, Tens
     with _watched(model.family) as seen:
         loss, _ = model.task.loss(model, batch)
     x, y, lengths = seen["x"], seen["y"], seen["lengths"]
-    g, = torch.autograd.grad(loss, y, retain_graph=True, allow_unused=True, materialize_grads=True)
-    read = (g != 0).any(-1) & step_mask(y, lengths)                             # (R, T)
+    (g,) = torch.autograd.grad(loss, y, retain_graph=True, allow_unused=True, materialize_grads=True)
+    read = (g != 0).any(-1) & step_mask(y, lengths)  # (R, T)
     ends = (read * torch.arange(1, y.shape[1] + 1, device=y.device)).amax(1) - 1
     rows = torch.arange(len(y), device=y.device)
-    u = g[rows, ends.clamp(min=0)].double()                                     # squares of small gradients would be 0
+    u = g[rows, ends.clamp(min=0)].double()  # squares of small gradients would be 0
     u = u / u.norm(dim=-1, keepdim=True)
     kept = ends >= 0
     back = torch.zeros_like(y)
     back[rows[kept], ends[kept]] = u[kept].to(y.dtype)
-    norms = torch.autograd.grad(y, x, back)[0].double().norm(dim=-1)            # (R, T)
+    norms = torch.autograd.grad(y, x, back)[0].double().norm(dim=-1)  # (R, T)
     kept &= norms.isfinite().all(-1)
     return norms[kept].cpu(), ends[kept].cpu(), lengths
 
 
 @contextmanager
 def _watched(family: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What goes into a family, as a leaf of the graph, and what comes out of it: x, lengths and y."""
+    """Record the input of a family, as a leaf of the graph, and its output: x, lengths and y."""
     seen: dict[str, Tensor] = {}
 
-    def before(module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         assert not seen, "a loss reads the family once"
-        seen["x"], seen["lengths"] = given[0].detach().requires_grad_(), given[1]
-        return seen["x"], *given[1:]
+        seen["x"], seen["lengths"] = inputs[0].detach().requires_grad_(), inputs[1]
+        return seen["x"], *inputs[1:]
 
-    def after(module: torch.nn.Module, given: tuple[Any, ...], made: tuple[Any, ...]) -> None:
-        seen["y"] = made[0]
+    def after(module: torch.nn.Module, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        seen["y"] = outputs[0]
 
     handles = [family.register_forward_pre_hook(before), family.register_forward_hook(after)]
     try:
@@ -126,14 +126,14 @@ def _watched(family: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def _in_evaluation(model: SequenceModel) -> Iterator[None]:
-    """Evaluation with gradients, and lanes of its own; then all is as it was."""
-    modes, carried = [(module, module.training) for module in model.modules()], model.carried
-    model.carried = Carried()
+    """Evaluate with gradients and with separate lanes; restore modes and lanes afterwards."""
+    modes, recurrent_state = [(module, module.training) for module in model.modules()], model.recurrent_state
+    model.recurrent_state = RecurrentState()
     model.eval()
     try:
-        with torch.inference_mode(False):                   # turns gradients on, too
+        with torch.inference_mode(False):  # turns gradients on, too
             yield
     finally:
-        model.carried = carried
+        model.recurrent_state = recurrent_state
         for module, mode in modes:
             module.training = mode

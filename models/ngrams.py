@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-BEGIN, END = 2, 3       # ids of the marks at the ends of a text
+from models.special_tokens import BEGIN, END
 
 
 class NGrams:
@@ -33,7 +33,7 @@ class NGrams:
 
     def score(self, prefix: Sequence[int], token: int) -> float:
         """The natural logarithm of p(token | prefix), for a prefix that begins a text."""
-        context = ((BEGIN,) * (self.order - 1) + tuple(prefix))[-(self.order - 1):] if self.order > 1 else ()
+        context = ((BEGIN,) * (self.order - 1) + tuple(prefix))[-(self.order - 1) :] if self.order > 1 else ()
         key = context, token
         if key not in self.known:
             self.known[key] = math.log(self._probability(context, token))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from models.families import check_choice, step_mask
+from models.family import check_choice, step_mask
 from models.options import check_share
 
 Kind = Literal["mean", "max", "last", "attention"]
@@ -20,8 +20,8 @@ Kind = Literal["mean", "max", "last", "attention"]
 
 def masked_mean(x: Tensor, lengths: Tensor) -> Tensor:
     """The average of the valid steps: (B, T, H) -> (B, H)."""
-    mask = step_mask(x, lengths)[..., None]                                     # (B, T, 1)
-    return x.masked_fill(~mask, 0).sum(1) / lengths.to(x.device)[:, None]       # a product with the mask keeps NaN
+    mask = step_mask(x, lengths)[..., None]  # (B, T, 1)
+    return x.masked_fill(~mask, 0).sum(1) / lengths.to(x.device)[:, None]  # a product with the mask keeps NaN
 
 
 def masked_max(x: Tensor, lengths: Tensor) -> Tensor:
@@ -50,14 +50,14 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.project = nn.Linear(size, size, bias=False)    # W
-        self.score = nn.Linear(size, 1, bias=False)         # v
+        self.project = nn.Linear(size, size, bias=False)  # W
+        self.score = nn.Linear(size, 1, bias=False)  # v
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, H) -> (B, H)."""
-        mask = step_mask(x, lengths)[..., None]                                 # (B, T, 1)
+        mask = step_mask(x, lengths)[..., None]  # (B, T, 1)
         x = x.masked_fill(~mask, 0)
-        scores: Tensor = self.score(torch.tanh(self.project(x)))                # (B, T, 1)
+        scores: Tensor = self.score(torch.tanh(self.project(x)))  # (B, T, 1)
         return (scores.masked_fill(~mask, -torch.inf).softmax(1) * x).sum(1)
 
 
@@ -81,7 +81,10 @@ def build(kind: Kind, size: int, *, backward: int = 0) -> nn.Module:
     """
     check_choice("pooling", kind, get_args(Kind), "task")
     functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "mean": masked_mean, "max": masked_max, "last": functools.partial(last_step, backward=backward)}
+        "mean": masked_mean,
+        "max": masked_max,
+        "last": functools.partial(last_step, backward=backward),
+    }
     return AttentionPooling(size) if kind == "attention" else Pooling(functions[kind])
 
 

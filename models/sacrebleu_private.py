@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
 
-def counts(metric: Metric, truth: Sequence[str], written: Sequence[str]) -> list[float]:
-    """What a metric counts in texts with one reference each, summed over texts.
+def counts(metric: Metric, references: Sequence[str], predictions: Sequence[str]) -> list[float]:
+    """The counts of a metric over texts with one reference each, summed over texts.
 
-    Scores of batches and of workers cannot be averaged, but counts can be added. The public ``corpus_score`` wants all
-    texts at once; BLEU's result has its counts, chrF's has not.
+    Scores of batches and workers cannot be averaged, but counts can be added. The public ``corpus_score`` needs all
+    texts at once; the result of BLEU contains its counts, that of chrF does not.
     """
-    rows = metric._extract_corpus_statistics([*written, ""], [[*truth, ""]])       # never without a row
+    rows = metric._extract_corpus_statistics([*predictions, ""], [[*references, ""]])  # fails without a row
     return [float(sum(column)) for column in zip(*rows, strict=True)]
 
 
 def score(metric: Metric, sums: Sequence[float]) -> float:
     """The score, 0 to 100, of sums of ``counts``."""
-    return float(metric._compute_score_from_stats([int(one) for one in sums]).score)
+    return float(metric._compute_score_from_stats([int(count) for count in sums]).score)

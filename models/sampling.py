@@ -1,6 +1,6 @@
-"""What comes next, drawn from what a model tells. Shapes: B rows, V tokens, N notes.
+"""Sampling of the next step from a model's scores. Shapes: B rows, V tokens, N notes.
 
-Each row has a key, from which its draws are made (see ``augment.uniform``): they do not depend on the rows beside it.
+The random numbers of a row are a function of its key (see ``augment.uniform``), so they do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from models import augment
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next step is drawn.
+    """How the next step is sampled.
 
     Attributes:
-        temperature: scores are divided by it; below 1 likely steps become likelier; 0 takes the likeliest.
-        top_k: only this many of the likeliest tokens can be drawn; None all. Of notes: as many can sound at once.
-        top_p: only the likeliest tokens that together have at least this probability can be drawn (Holtzman et al.
-            2020); 1 all. Not for notes.
-        seed: another seed, other draws.
+        temperature: divisor of the scores; below 1 likely steps become likelier; 0 takes the likeliest.
+        top_k: sample from this many of the likeliest tokens only, None from all; for notes, the maximum number that
+            sound at once.
+        top_p: sample from the smallest set of the likeliest tokens with at least this probability (Holtzman et al.
+            2020), 1 from all; not for notes.
+        seed: another seed gives other samples.
 
     Raises:
         ValueError: a value is out of its range.
@@ -45,8 +46,8 @@ class Sampling:
             raise ValueError(f"--seed {self.seed} is too small; use at least 0")
 
     def keys(self, row: int, samples: int) -> Tensor:
-        """(samples,) int64, one for each sample of a row."""
-        numbers = augment.uniform(torch.tensor([self.seed]), 1, augment.SAMPLE).double() * 2 ** 24
+        """(samples,) int64: a key for each sample of a row."""
+        numbers = augment.uniform(torch.tensor([self.seed]), 1, augment.SAMPLE).double() * 2**24
         key = int(numbers) * 1_000_003 + row
         return key * 1_000_003 + torch.arange(samples)
 
@@ -55,32 +56,32 @@ def token(scores: Tensor, sampling: Sampling, keys: Tensor, step: int) -> Tensor
     """The next token of each row: (B,) int64, from scores (B, V) before the softmax."""
     if sampling.temperature == 0:
         return scores.argmax(-1)
-    ordered, place = torch.sort(scores.double() / sampling.temperature, dim=-1, descending=True, stable=True)
+    ordered, tokens = torch.sort(scores.double() / sampling.temperature, dim=-1, descending=True, stable=True)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability
     allowed = before < sampling.top_p
     if sampling.top_k is not None:
         allowed &= torch.arange(scores.shape[1], device=scores.device) < sampling.top_k
     total = (probability * allowed).cumsum(-1)
-    drawn = _draws(keys, 1, step).to(scores.device) * total[:, -1:]
+    drawn = _uniform(keys, 1, step).to(scores.device) * total[:, -1:]
     chosen = torch.searchsorted(total, drawn, right=True).clamp(max=scores.shape[1] - 1)
-    last = allowed.sum(-1, keepdim=True) - 1                        # rounding must not reach what is not allowed
-    found: Tensor = place.gather(1, torch.minimum(chosen, last))[:, 0]
-    return found
+    last = allowed.sum(-1, keepdim=True) - 1  # rounding must not select a token that is not allowed
+    sampled: Tensor = tokens.gather(1, torch.minimum(chosen, last))[:, 0]
+    return sampled
 
 
 def notes(scores: Tensor, sampling: Sampling, keys: Tensor, step: int) -> Tensor:
-    """Which notes sound next in each row: (B, N) of 0 and 1, from scores (B, N) before the sigmoid."""
+    """The notes that sound next in each row: (B, N) of 0 and 1, from scores (B, N) before the sigmoid."""
     wide = scores.double()
     if sampling.temperature == 0:
         out = wide > 0
     else:
-        out = _draws(keys, scores.shape[1], step).to(scores.device) < (wide / sampling.temperature).sigmoid()
+        out = _uniform(keys, scores.shape[1], step).to(scores.device) < (wide / sampling.temperature).sigmoid()
     if sampling.top_k is not None and sampling.top_k < scores.shape[1]:
         out &= wide >= wide.topk(sampling.top_k, -1).values[:, -1:]
     return out.to(scores.dtype)
 
 
-def _draws(keys: Tensor, count: int, step: int) -> Tensor:
-    """(B, count) float64 in [0, 1), other ones at each step."""
+def _uniform(keys: Tensor, count: int, step: int) -> Tensor:
+    """(B, count) float64 in [0, 1), independent between steps."""
     return augment.uniform(keys, count, augment.SAMPLE + 1 + step).double()

@@ -45,7 +45,7 @@ def launch(folder: Path, words: Sequence[str], environment: Mapping[str, str] | 
 def kill_launched() -> None:
     """End what a test has launched and left, as one that fails does."""
     while LAUNCHED:
-        LAUNCHED.pop().kill()                              # nothing happens to one that has ended
+        LAUNCHED.pop().kill()  # nothing happens to one that has ended
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def unreadable(path: Path) -> Iterator[Callable[[], None]]:
         pytest.skip("a file that cannot be read is one of Linux")
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
-    path.symlink_to("/proc/self/mem")                      # can be opened, and nothing can be read at its beginning
+    path.symlink_to("/proc/self/mem")  # can be opened, and nothing can be read at its beginning
 
     def mend() -> None:
         if aside.exists():
@@ -67,14 +67,14 @@ def unreadable(path: Path) -> Iterator[Callable[[], None]]:
         mend()
 
 
-def finish(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> Any:
+def finish(process: subprocess.Popen[str], folder: Path, seconds: float = 400) -> Any:
     """What the command printed last, as JSON, once it has ended well."""
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, said(folder)
     return json.loads(out.splitlines()[-1])
 
 
-def wait_until(what: Callable[[], T], folder: Path, seconds: float = 200) -> T:
+def wait_until(what: Callable[[], T], folder: Path, seconds: float = 400) -> T:
     """The first answer that is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -93,7 +93,7 @@ def below(driver: subprocess.Popen[str], name: str) -> list[psutil.Process]:
     """Processes that a driver started whose command has `name` in it."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):                            # it may be gone
+        with contextlib.suppress(psutil.Error):  # it may be gone
             if process.is_running() and name in " ".join(process.cmdline()):
                 found.append(process)
     return found
@@ -137,8 +137,8 @@ class Run:
         """The last that was trained."""
         with open(self.log, "rb") as file:
             file.seek(max(0, self.log.stat().st_size - 10_000))
-            told = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
-        return next((one["step"] for one in reversed(told) if "step" in one), 0)
+            entries = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+        return next((one["step"] for one in reversed(entries) if "step" in one), 0)
 
     def workers(self) -> list[psutil.Process]:
         return below(self.process, WORKER)
@@ -165,9 +165,9 @@ class Run:
         def goes_on() -> bool:
             with open(self.log, "rb") as file:
                 file.seek(size)
-                told = [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
-            began = [number for number, one in enumerate(told) if "begins" in one]
-            return bool(began) and "step" in told[-1]
+                entries = [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
+            began = [number for number, one in enumerate(entries) if "begins" in one]
+            return bool(began) and "step" in entries[-1]
 
         wait_until(lambda: goes_on() or self.process.poll() is not None, self.folder)
         assert goes_on(), f"it ended with {self.process.returncode}: {said(self.folder)}"
@@ -189,14 +189,14 @@ class Injector:
     def hurt(self) -> None:
         """Cause all of them, each once the run has recovered from the one before; the run is not waited for."""
         for step, fault in self.plan:
-            wait_until(lambda at=step: self.run.step() >= at, self.run.folder)                 # type: ignore[misc]
+            wait_until(lambda at=step: self.run.step() >= at, self.run.folder)  # type: ignore[misc]
             begin = time.monotonic()
             resume = getattr(self, fault)()
             if resume is not None:
                 self.run.recover(self.run.log.stat().st_size, resume=resume)
                 self.run.restarts += time.monotonic() - begin
 
-    # Each returns whether the run has to be resumed by hand; None: it is to go on as if nothing had happened.
+    # Each returns whether the run has to be resumed by hand; None: it has to continue as if nothing had happened.
 
     def worker_killed(self) -> bool:
         self.random.choice(self.run.workers()).kill()
@@ -236,7 +236,7 @@ class Injector:
     def checkpoint_damaged(self) -> bool:
         """The newest checkpoint is cut short, and then needed."""
         for worker in self.run.workers():
-            worker.suspend()                              # so that none newer is written
+            worker.suspend()  # so that none newer is written
         file = self.random.choice(sorted(self.run.newest().iterdir()))
         file.write_bytes(file.read_bytes()[:-10])
         return self.worker_killed()
@@ -248,8 +248,7 @@ class Injector:
         with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(1024))
-        wait_until(lambda: (self.run.folder / "stderr").read_text().count("could be written") > before,
-                   self.run.folder)
+        wait_until(lambda: (self.run.folder / "stderr").read_text().count("could be written") > before, self.run.folder)
         filler.unlink()
 
 
@@ -274,7 +273,7 @@ class Server:
             )
 
     def ready(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1).read()
@@ -288,7 +287,7 @@ class Server:
         self.process.wait()
 
 
-ACCESS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}         # who uses an ObjectStore needs these
+ACCESS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # who uses an ObjectStore needs these
 
 
 class ObjectStore:
@@ -302,8 +301,12 @@ class ObjectStore:
     def __init__(self, folder: Path, host: str = "127.0.0.1", there: Sequence[str] = ()) -> None:
         begin = "from moto.server import main; import sys; main(sys.argv[1:])"
         with open(folder / "log", "ab") as log:
-            self.process = subprocess.Popen([*there, sys.executable, "-u", "-c", begin, "-H", host, "-p", "0"],
-                                            stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*there, sys.executable, "-u", "-c", begin, "-H", host, "-p", "0"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
             found = wait_until(lambda: re.findall(r"Running on http://(\S+)", (folder / "log").read_text()), folder, 60)
             make = f"import urllib.request as r; r.urlopen(r.Request('http://{found[0]}/bucket', method='PUT'))"
@@ -342,12 +345,13 @@ class Proxy:
                 now = proxy.behaviour
                 status, answer, kind = 500, b"broken", "text/plain"
                 if now != "500":
-                    request = urllib.request.Request(f"{server}{self.path}", body or None, dict(self.headers),
-                                                     method=self.command)
+                    request = urllib.request.Request(
+                        f"{server}{self.path}", body or None, dict(self.headers), method=self.command
+                    )
                     try:
-                        with urllib.request.urlopen(request) as told:
-                            status, answer = told.status, told.read()
-                            kind = told.headers.get("Content-Type", kind)
+                        with urllib.request.urlopen(request) as reply:
+                            status, answer = reply.status, reply.read()
+                            kind = reply.headers.get("Content-Type", kind)
                     except urllib.error.HTTPError as error:
                         status, answer, kind = error.code, error.read(), error.headers.get("Content-Type", kind)
                 if now == "slow":

@@ -58,14 +58,34 @@ class Head:
     def start(self, *words: Any) -> None:
         """Start it, with more words for `ray start`."""
         agent, client = free_ports(2)
-        words = (BIN / "ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", self.port,
-                 "--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard, "--disable-usage-stats",
-                 "--dashboard-agent-listen-port", agent, "--ray-client-server-port", client,
-                 "--min-worker-port", 0, "--max-worker-port", 0, *words)
-        for _ in range(3):                                # Ray waits 30 s for its parts: too little on a busy machine
+        words = (
+            BIN / "ray",
+            "start",
+            "--head",
+            "--node-ip-address",
+            "127.0.0.1",
+            "--port",
+            self.port,
+            "--dashboard-host",
+            "127.0.0.1",
+            "--dashboard-port",
+            self.dashboard,
+            "--disable-usage-stats",
+            "--dashboard-agent-listen-port",
+            agent,
+            "--ray-client-server-port",
+            client,
+            "--min-worker-port",
+            0,
+            "--max-worker-port",
+            0,
+            *words,
+        )
+        for _ in range(3):  # Ray waits 30 s for its parts: too little on a busy machine
             with open(self.folder / "start.log", "a") as log:
-                process = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, env=self.environment,
-                                           start_new_session=True)
+                process = subprocess.Popen(
+                    [str(w) for w in words], stdout=log, stderr=log, env=self.environment, start_new_session=True
+                )
                 self.session = process.pid
                 with suppress(subprocess.TimeoutExpired):
                     if process.wait(timeout=150) == 0:
@@ -75,16 +95,37 @@ class Head:
 
     def submit(self, name: str, *words: str, timeout: float = 200) -> Finished:
         """Submit from the source as README says, and wait for the end."""
-        done = self.job("submit", "--submission-id", name, "--working-dir", ".", "--",
-                        "python", "-m", "workflows", *words, timeout=timeout)
+        done = self.job(
+            "submit",
+            "--submission-id",
+            name,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "-m",
+            "workflows",
+            *words,
+            timeout=timeout,
+        )
         return Finished(done.returncode, done.stdout, self.log(name))
 
     def job(self, *words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         """What `ray job` says to these words."""
-        environment = {**self.environment, "RAY_AUTH_MODE": "token",
-                       "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
-        return subprocess.run([str(BIN / "ray"), "job", *words], cwd=self.source, env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        environment = {
+            **self.environment,
+            "RAY_AUTH_MODE": "token",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+        }
+        return subprocess.run(
+            [str(BIN / "ray"), "job", *words],
+            cwd=self.source,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
 
     def log(self, name: str) -> str:
         """What a job printed."""
@@ -105,7 +146,7 @@ class Head:
     def processes(self) -> set[psutil.Process]:
         """All that the head started and that still runs; jobs' drivers are in sessions of their own below it."""
         found: set[psutil.Process] = set()
-        if not self.session:                                 # it never started; threads of the kernel have session 0
+        if not self.session:  # it never started; threads of the kernel have session 0
             return found
         for process in psutil.process_iter():
             try:
@@ -133,13 +174,18 @@ def head_in_a_folder(source: Path | None = None) -> Iterator[Head]:
     Args:
         source: what jobs are submitted from; None: the folder `source` in the head's folder, which is not made here.
     """
-    folder = Path(tempfile.mkdtemp(prefix="rondo-job-", dir="/tmp")).resolve()   # short: sockets' names are limited
+    folder = Path(tempfile.mkdtemp(prefix="rondo-job-", dir="/tmp")).resolve()  # short: sockets' names are limited
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RONDO_", "PYTHON"))}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_TMPDIR": str(folder),
-                    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     head = Head(folder, source or folder / "source", environment, *free_ports(2))
     try:
         yield head

@@ -33,13 +33,18 @@ class Hosts:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="rondo"))              # short: names of sockets have 107 characters
+        self.folder = Path(tempfile.mkdtemp(prefix="rondo"))  # short: names of sockets have 107 characters
         (self.folder / "shared").mkdir()
         names = f"rondo{os.getpid()}"
         self.names, self.started = (f"{names}a", f"{names}b"), list[subprocess.Popen[bytes]]()
-        self.environment = {**os.environ, **ACCESS, "HOME": str(self.folder / "shared"),
-                            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                            "RAY_ADDRESS": f"{FIRST}:6379"}
+        self.environment = {
+            **os.environ,
+            **ACCESS,
+            "HOME": str(self.folder / "shared"),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ADDRESS": f"{FIRST}:6379",
+        }
 
     def connect(self) -> None:
         """Make the hosts and the wire between them.
@@ -48,11 +53,14 @@ class Hosts:
             OSError: it may not be done here.
         """
         one, other = self.names
-        for words in (["netns", "add", one], ["netns", "add", other],
-                      ["link", "add", "wire", "netns", one, "type", "veth", "peer", "name", "wire", "netns", other],
-                      ["-n", one, "address", "add", f"{FIRST}/24", "dev", "wire"],
-                      ["-n", other, "address", "add", f"{SECOND}/24", "dev", "wire"],
-                      *(["-n", name, "link", "set", device, "up"] for name in self.names for device in ("lo", "wire"))):
+        for words in (
+            ["netns", "add", one],
+            ["netns", "add", other],
+            ["link", "add", "wire", "netns", one, "type", "veth", "peer", "name", "wire", "netns", other],
+            ["-n", one, "address", "add", f"{FIRST}/24", "dev", "wire"],
+            ["-n", other, "address", "add", f"{SECOND}/24", "dev", "wire"],
+            *(["-n", name, "link", "set", device, "up"] for name in self.names for device in ("lo", "wire")),
+        ):
             self._ip(*words)
 
     def _ip(self, *words: str) -> None:
@@ -66,8 +74,19 @@ class Hosts:
 
     def on_second(self, *words: object) -> list[str]:
         """A command there."""
-        return ["ip", "netns", "exec", self.names[1], "unshare", "-m", "sh", "-c", ALONE.format(folder=self.folder),
-                "sh", *map(str, words)]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.names[1],
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            ALONE.format(folder=self.folder),
+            "sh",
+            *map(str, words),
+        ]
 
     def start(self, words: Sequence[str], said: str = "") -> subprocess.Popen[bytes]:
         """Start something that stays; wait until it has said so."""
@@ -81,8 +100,20 @@ class Hosts:
 
     def join(self, host: str) -> None:
         """Start Ray on a host; the first begins the cluster."""
-        words: list[object] = [BIN / "ray", "start", "--block", "--node-ip-address", host, "--num-cpus", 1,
-                               "--disable-usage-stats", "--min-worker-port", 0, "--max-worker-port", 0]
+        words: list[object] = [
+            BIN / "ray",
+            "start",
+            "--block",
+            "--node-ip-address",
+            host,
+            "--num-cpus",
+            1,
+            "--disable-usage-stats",
+            "--min-worker-port",
+            0,
+            "--max-worker-port",
+            0,
+        ]
         if host == FIRST:
             words += ["--head", "--port", 6379, "--include-dashboard", "false", "--temp-dir", self.folder / "ray"]
             self.start(self.on_first(*words), "To terminate the Ray runtime")
@@ -90,15 +121,15 @@ class Hosts:
             self.start(self.on_second(*words, "--address", f"{FIRST}:6379"), "To terminate the Ray runtime")
 
     def wire(self, state: str) -> None:
-        """Set it up or down: down, no packet crosses it, and nobody is told."""
+        """Set it up or down: down, no packet crosses it, without any notice."""
         self._ip("-n", self.names[0], "link", "set", "wire", state)
 
     def processes(self, *hosts: str) -> list[psutil.Process]:
         """All that run on these hosts."""
         names = [self.names[host == SECOND] for host in hosts]
-        told = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout for name in names]
+        pids = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout for name in names]
         found = []
-        for pid in " ".join(told).split():
+        for pid in " ".join(pids).split():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(int(pid)))
         return found

@@ -1,4 +1,4 @@
-"""A training that writes down which rows each of its steps was trained on, and what became of that in the end.
+"""A training that logs the rows of each of its steps, and which steps were repeated after a failure.
 
 python -m tests.lineage LOG [--resume] OVERRIDE ...
 """
@@ -26,57 +26,58 @@ class Trained:
 
 
 def lineage(log: Path) -> list[Trained]:
-    """All steps that workers took, in their order; those after the checkpoint that a later attempt began at are marked.
+    """All steps of all workers in their order; those after a checkpoint that a later attempt started from are replayed.
 
-    What is not marked made the final weights.
+    The steps that are not replayed are in the lineage of the final weights.
     """
     steps: dict[int, list[Trained]] = {}
     for line in log.read_bytes().splitlines():
-        told = json.loads(line)
-        own = steps.setdefault(told["rank"], [])
-        if "begins" in told:
-            for one in own:
-                one.replayed |= one.step > told["begins"]
+        entry = json.loads(line)
+        of_rank = steps.setdefault(entry["rank"], [])
+        if "begins" in entry:
+            for one in of_rank:
+                one.replayed |= one.step > entry["begins"]
         else:
-            own.append(Trained(told["step"], told["epoch"], told["ids"]))
-    return [one for own in steps.values() for one in own]
+            of_rank.append(Trained(entry["step"], entry["epoch"], entry["ids"]))
+    return [one for of_rank in steps.values() for one in of_rank]
 
 
-def work(job: Any, *, plain: Callable[[Any], dict[str, Any]], log: str) -> dict[str, Any]:
-    """What a worker does, written down."""
-    from workflows import loop, worker
+def work(job: Any, context: Any, *, plain: Callable[[Any, Any], dict[str, Any]], log: str) -> dict[str, Any]:
+    """Train as a worker does, and log each step."""
+    from workflows.training import loop, worker
+    from workflows.training.progress import Progress, Step
 
     restore, advance = worker.Attempt.restore, loop._advance
     rank = 0
 
-    def tell(**told: Any) -> None:
-        line = json.dumps({"rank": rank, **told}).encode() + b"\n"
+    def write(**entry: Any) -> None:
+        line = json.dumps({"rank": rank, **entry}).encode() + b"\n"
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(file, line)                              # at once: a process that is killed leaves whole lines
+        os.write(file, line)  # at once: a process that is killed leaves whole lines
         os.close(file)
 
     def restored(attempt: worker.Attempt) -> None:
         nonlocal rank
         restore(attempt)
         rank = attempt.workers.rank
-        tell(begins=attempt.progress.step)
+        write(begins=attempt.progress.step)
 
-    def advanced(progress: loop.Progress, step: loop.Step) -> None:
+    def advanced(progress: Progress, step: Step) -> None:
         advance(progress, step)
         ids = [i for batch in step.micro for i in batch.row_ids[batch.weights > 0].tolist()]
-        tell(step=progress.step, epoch=step.epoch, ids=ids)
+        write(step=progress.step, epoch=step.epoch, ids=ids)
 
-    worker.Attempt.restore, loop._advance = restored, advanced               # type: ignore[method-assign]
+    worker.Attempt.restore, loop._advance = restored, advanced  # type: ignore[method-assign]
     try:
-        return plain(job)
+        return plain(job, context)
     finally:
-        worker.Attempt.restore, loop._advance = restore, advance             # type: ignore[method-assign]
+        worker.Attempt.restore, loop._advance = restore, advance  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    from workflows import worker
     from workflows.__main__ import main
+    from workflows.training import worker
 
-    worker.work = functools.partial(work, plain=worker.work, log=sys.argv.pop(1))        # type: ignore[assignment]
+    worker.work = functools.partial(work, plain=worker.work, log=sys.argv.pop(1))  # type: ignore[assignment]
     sys.argv[1:1] = ["train", "--json"]
     main()

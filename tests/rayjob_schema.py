@@ -43,53 +43,102 @@ GROUP = {"template": kubernetes("PodTemplateSpec"), "rayStartParams": TEXTS, "re
 
 KUBERAY: dict[str, dict[str, Any]] = {  # a kind: its fields
     "RayJob": {
-        "apiVersion": one_of("ray.io/v1"), "kind": one_of("RayJob"), "metadata": kubernetes(META + "ObjectMeta"),
-        "spec": kuberay("RayJobSpec")},
+        "apiVersion": one_of("ray.io/v1"),
+        "kind": one_of("RayJob"),
+        "metadata": kubernetes(META + "ObjectMeta"),
+        "spec": kuberay("RayJobSpec"),
+    },
     "RayJobSpec": {
-        "activeDeadlineSeconds": COUNT, "backoffLimit": COUNT, "rayClusterSpec": kuberay("RayClusterSpec"),
-        "submitterPodTemplate": kubernetes("PodTemplateSpec"), "metadata": TEXTS, "clusterSelector": TEXTS,
-        "submitterConfig": kuberay("SubmitterConfig"), "managedBy": MANAGER,
-        "deletionStrategy": kuberay("DeletionStrategy"), "entrypoint": TEXT, "runtimeEnvYAML": TEXT, "jobId": TEXT,
+        "activeDeadlineSeconds": COUNT,
+        "backoffLimit": COUNT,
+        "rayClusterSpec": kuberay("RayClusterSpec"),
+        "submitterPodTemplate": kubernetes("PodTemplateSpec"),
+        "metadata": TEXTS,
+        "clusterSelector": TEXTS,
+        "submitterConfig": kuberay("SubmitterConfig"),
+        "managedBy": MANAGER,
+        "deletionStrategy": kuberay("DeletionStrategy"),
+        "entrypoint": TEXT,
+        "runtimeEnvYAML": TEXT,
+        "jobId": TEXT,
         "submissionMode": one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
-        "entrypointResources": TEXT, "entrypointNumCpus": NUMBER, "entrypointNumGpus": NUMBER,
-        "ttlSecondsAfterFinished": COUNT, "preRunningDeadlineSeconds": COUNT, "shutdownAfterJobFinishes": SWITCH,
-        "suspend": SWITCH},
+        "entrypointResources": TEXT,
+        "entrypointNumCpus": NUMBER,
+        "entrypointNumGpus": NUMBER,
+        "ttlSecondsAfterFinished": COUNT,
+        "preRunningDeadlineSeconds": COUNT,
+        "shutdownAfterJobFinishes": SWITCH,
+        "suspend": SWITCH,
+    },
     "SubmitterConfig": {"backoffLimit": COUNT},
     "DeletionStrategy": {
-        "onSuccess": kuberay("DeletionPolicy"), "onFailure": kuberay("DeletionPolicy"),
-        "deletionRules": array(kuberay("DeletionRule"))},
+        "onSuccess": kuberay("DeletionPolicy"),
+        "onFailure": kuberay("DeletionPolicy"),
+        "deletionRules": array(kuberay("DeletionRule")),
+    },
     "DeletionPolicy": {"policy": POLICY},
     "DeletionRule": {"policy": POLICY, "condition": kuberay("DeletionCondition")},
     "DeletionCondition": {
-        "ttlSeconds": COUNT, "jobStatus": one_of("SUCCEEDED", "FAILED"), "jobDeploymentStatus": one_of("Failed")},
+        "ttlSeconds": COUNT,
+        "jobStatus": one_of("SUCCEEDED", "FAILED"),
+        "jobDeploymentStatus": one_of("Failed"),
+    },
     "RayClusterSpec": {
-        "upgradeStrategy": kuberay("RayClusterUpgradeStrategy"), "authOptions": kuberay("AuthOptions"),
-        "suspend": SWITCH, "managedBy": MANAGER, "autoscalerOptions": kuberay("AutoscalerOptions"),
-        "headServiceAnnotations": TEXTS, "enableInTreeAutoscaling": SWITCH,
-        "gcsFaultToleranceOptions": kuberay("GcsFaultToleranceOptions"), "headGroupSpec": kuberay("HeadGroupSpec"),
-        "rayVersion": TEXT, "workerGroupSpecs": array(kuberay("WorkerGroupSpec"))},
+        "upgradeStrategy": kuberay("RayClusterUpgradeStrategy"),
+        "authOptions": kuberay("AuthOptions"),
+        "suspend": SWITCH,
+        "managedBy": MANAGER,
+        "autoscalerOptions": kuberay("AutoscalerOptions"),
+        "headServiceAnnotations": TEXTS,
+        "enableInTreeAutoscaling": SWITCH,
+        "gcsFaultToleranceOptions": kuberay("GcsFaultToleranceOptions"),
+        "headGroupSpec": kuberay("HeadGroupSpec"),
+        "rayVersion": TEXT,
+        "workerGroupSpecs": array(kuberay("WorkerGroupSpec")),
+    },
     "RayClusterUpgradeStrategy": {"type": one_of("Recreate", "None")},
     "AuthOptions": {"enableK8sTokenAuth": SWITCH, "secretName": TEXT, "mode": one_of("disabled", "token")},
     "AutoscalerOptions": {
-        "resources": kubernetes("ResourceRequirements"), "image": TEXT, "imagePullPolicy": TEXT,
-        "securityContext": kubernetes("SecurityContext"), "idleTimeoutSeconds": COUNT,
-        "upscalingMode": one_of("Default", "Aggressive", "Conservative"), "version": one_of("v1", "v2"),
-        "env": array(kubernetes("EnvVar")), "envFrom": array(kubernetes("EnvFromSource")),
-        "volumeMounts": array(kubernetes("VolumeMount"))},
+        "resources": kubernetes("ResourceRequirements"),
+        "image": TEXT,
+        "imagePullPolicy": TEXT,
+        "securityContext": kubernetes("SecurityContext"),
+        "idleTimeoutSeconds": COUNT,
+        "upscalingMode": one_of("Default", "Aggressive", "Conservative"),
+        "version": one_of("v1", "v2"),
+        "env": array(kubernetes("EnvVar")),
+        "envFrom": array(kubernetes("EnvFromSource")),
+        "volumeMounts": array(kubernetes("VolumeMount")),
+    },
     "GcsFaultToleranceOptions": {
-        "redisUsername": kuberay("RedisCredential"), "redisPassword": kuberay("RedisCredential"),
-        "externalStorageNamespace": TEXT, "redisAddress": TEXT},
+        "redisUsername": kuberay("RedisCredential"),
+        "redisPassword": kuberay("RedisCredential"),
+        "externalStorageNamespace": TEXT,
+        "redisAddress": TEXT,
+    },
     "RedisCredential": {"valueFrom": kubernetes("EnvVarSource"), "value": TEXT},
-    "HeadGroupSpec": {
-        **GROUP, "headService": kubernetes("Service"), "enableIngress": SWITCH, "serviceType": TEXT},
+    "HeadGroupSpec": {**GROUP, "headService": kubernetes("Service"), "enableIngress": SWITCH, "serviceType": TEXT},
     "WorkerGroupSpec": {
-        **GROUP, "suspend": SWITCH, "groupName": TEXT, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT,
-        "idleTimeoutSeconds": COUNT, "scaleStrategy": kuberay("ScaleStrategy"), "numOfHosts": COUNT},
+        **GROUP,
+        "suspend": SWITCH,
+        "groupName": TEXT,
+        "replicas": COUNT,
+        "minReplicas": COUNT,
+        "maxReplicas": COUNT,
+        "idleTimeoutSeconds": COUNT,
+        "scaleStrategy": kuberay("ScaleStrategy"),
+        "numOfHosts": COUNT,
+    },
     "ScaleStrategy": {"workersToDelete": array(TEXT)},
 }
-REQUIRED = {"RayJob": ["apiVersion", "kind", "metadata", "spec"], "RayClusterSpec": ["headGroupSpec"],
-            "HeadGroupSpec": ["template"], "WorkerGroupSpec": ["groupName", "minReplicas", "maxReplicas", "template"],
-            "DeletionRule": ["policy", "condition"], "GcsFaultToleranceOptions": ["redisAddress"]}
+REQUIRED = {
+    "RayJob": ["apiVersion", "kind", "metadata", "spec"],
+    "RayClusterSpec": ["headGroupSpec"],
+    "HeadGroupSpec": ["template"],
+    "WorkerGroupSpec": ["groupName", "minReplicas", "maxReplicas", "template"],
+    "DeletionRule": ["policy", "condition"],
+    "GcsFaultToleranceOptions": ["redisAddress"],
+}
 
 
 def plain(schema: Any) -> Any:
@@ -99,8 +148,10 @@ def plain(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     kept = {key: part for key, part in schema.items() if key not in ("description", "default") and key[:2] != "x-"}
-    return {key: {name: plain(field) for name, field in part.items()} if key == "properties" else plain(part)
-            for key, part in kept.items()}
+    return {
+        key: {name: plain(field) for name, field in part.items()} if key == "properties" else plain(part)
+        for key, part in kept.items()
+    }
 
 
 def references(schema: Any) -> Iterator[str]:
@@ -117,7 +168,8 @@ def make(published: dict[str, Any]) -> dict[str, Any]:
     """KubeRay's kinds, and of Kubernetes' those that they refer to."""
     made: dict[str, Any] = {
         kind: {"type": "object", "properties": fields} | ({"required": REQUIRED[kind]} if kind in REQUIRED else {})
-        for kind, fields in KUBERAY.items()}
+        for kind, fields in KUBERAY.items()
+    }
     todo = list(references(list(made.values())))
     while todo:
         name = todo.pop()
@@ -128,9 +180,12 @@ def make(published: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    lines = [f"{json.dumps(name)}: {json.dumps(schema)}" for name, schema in
-             sorted(make(json.load(sys.stdin)["$defs"]).items())]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(schema)}"
+        for name, schema in sorted(make(json.load(sys.stdin)["$defs"]).items())
+    ]
     note = "names and types of a RayJob: KubeRay 1.6.2, Kubernetes 1.34, Apache-2.0; made by rayjob_schema.py"
     Path(__file__).with_suffix(".json").write_text(
         f'{{"$comment": {json.dumps(note)},\n"$ref": "#/$defs/RayJob",\n"$defs": {{\n' + ",\n".join(lines) + "\n}}\n",
-        encoding="utf-8")
+        encoding="utf-8",
+    )

@@ -12,16 +12,58 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 
-PROVIDER = {"type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip",
-            "security_group", "key_pair", "aws_credentials", "cloudwatch", "disable_node_updaters"}  # that Ray reads
+PROVIDER = {
+    "type",
+    "region",
+    "availability_zone",
+    "cache_stopped_nodes",
+    "use_internal_ips",
+    "use_external_head_ip",
+    "security_group",
+    "key_pair",
+    "aws_credentials",
+    "cloudwatch",
+    "disable_node_updaters",
+}  # that Ray reads
 INSTANCE = {  # arguments of EC2's RunInstances but MinCount and MaxCount, which Ray sets, and SubnetIds, which it reads
-    "AdditionalInfo", "BlockDeviceMappings", "CapacityReservationSpecification", "CpuOptions", "CreditSpecification",
-    "DisableApiStop", "DisableApiTermination", "EbsOptimized", "EnablePrimaryIpv6", "EnclaveOptions",
-    "HibernationOptions", "IamInstanceProfile", "ImageId", "InstanceInitiatedShutdownBehavior",
-    "InstanceMarketOptions", "InstanceType", "Ipv6AddressCount", "Ipv6Addresses", "KernelId", "KeyName",
-    "LaunchTemplate", "LicenseSpecifications", "MaintenanceOptions", "MetadataOptions", "Monitoring",
-    "NetworkInterfaces", "NetworkPerformanceOptions", "Placement", "PrivateDnsNameOptions", "PrivateIpAddress",
-    "RamdiskId", "SecurityGroupIds", "SecurityGroups", "SubnetId", "SubnetIds", "TagSpecifications", "UserData"}
+    "AdditionalInfo",
+    "BlockDeviceMappings",
+    "CapacityReservationSpecification",
+    "CpuOptions",
+    "CreditSpecification",
+    "DisableApiStop",
+    "DisableApiTermination",
+    "EbsOptimized",
+    "EnablePrimaryIpv6",
+    "EnclaveOptions",
+    "HibernationOptions",
+    "IamInstanceProfile",
+    "ImageId",
+    "InstanceInitiatedShutdownBehavior",
+    "InstanceMarketOptions",
+    "InstanceType",
+    "Ipv6AddressCount",
+    "Ipv6Addresses",
+    "KernelId",
+    "KeyName",
+    "LaunchTemplate",
+    "LicenseSpecifications",
+    "MaintenanceOptions",
+    "MetadataOptions",
+    "Monitoring",
+    "NetworkInterfaces",
+    "NetworkPerformanceOptions",
+    "Placement",
+    "PrivateDnsNameOptions",
+    "PrivateIpAddress",
+    "RamdiskId",
+    "SecurityGroupIds",
+    "SecurityGroups",
+    "SubnetId",
+    "SubnetIds",
+    "TagSpecifications",
+    "UserData",
+}
 DISK = {"DeviceName", "Ebs", "NoDevice", "VirtualName"}
 EBS = {"DeleteOnTermination", "Encrypted", "Iops", "KmsKeyId", "SnapshotId", "Throughput", "VolumeSize", "VolumeType"}
 
@@ -34,6 +76,7 @@ def config() -> dict[str, Any]:
 def check(config: dict[str, Any]) -> None:
     """What `ray up` checks before it makes anything, and the names that it leaves to AWS."""
     from ray.autoscaler._private.util import prepare_config, validate_config
+
     validate_config(prepare_config(copy.deepcopy(config)))
     for name, given, known in _open_parts(config):
         assert given.keys() <= known, f"{name} has unknown names: {sorted(given.keys() - known)}"
@@ -52,10 +95,18 @@ def test_ray_accepts_the_file(config):
     check(config)
 
 
-@pytest.mark.parametrize("place", [
-    (), ("provider",), ("auth",), ("available_node_types", "gpu"), ("available_node_types", "gpu", "node_config"),
-    ("available_node_types", "head", "node_config", "BlockDeviceMappings", 0),
-    ("available_node_types", "head", "node_config", "BlockDeviceMappings", 0, "Ebs")])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (),
+        ("provider",),
+        ("auth",),
+        ("available_node_types", "gpu"),
+        ("available_node_types", "gpu", "node_config"),
+        ("available_node_types", "head", "node_config", "BlockDeviceMappings", 0),
+        ("available_node_types", "head", "node_config", "BlockDeviceMappings", 0, "Ebs"),
+    ],
+)
 def test_a_misspelled_key_is_refused(config, place):
     part: Any = config
     for key in place:

@@ -21,22 +21,47 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("workflows", "datasets", "models")
-FILES = {                                         # library or part of it -> where its private names may be
-    "ray.train": "workflows/ray_train_private.py",
-    "ray.tune": "workflows/ray_tune_private.py",
-    "ray.air": "workflows/ray_tune_private.py",
-    "ray.data": "datasets/ray_data_private.py",
-    "ray": "workflows/ray_core_private.py",
+FILES = {  # library or part of it -> where its private names may be
+    "ray.train": "workflows/cluster/ray_train_private.py",
+    "ray.tune": "workflows/tuning/ray_tune_private.py",
+    "ray.air": "workflows/tuning/ray_tune_private.py",
+    "ray.data": "datasets/pipeline/ray_data_private.py",
+    "ray": "workflows/cluster/ray_core_private.py",
     "torch": "models/torch_private.py",
     "sacrebleu": "models/sacrebleu_private.py",
 }
-LIBRARIES = {"ray", "torch", "sacrebleu", "mlflow", "optuna", "pyarrow", "numpy", "pydantic", "yaml", "click", "rich",
-             "matplotlib", "tokenizers", "safetensors", "psutil", "scipy", "soundfile", "soxr", "mido", "rapidfuzz",
-             "jinja2", "pynvml", "torchmetrics"}
+LIBRARIES = {
+    "ray",
+    "torch",
+    "sacrebleu",
+    "mlflow",
+    "optuna",
+    "pyarrow",
+    "numpy",
+    "pydantic",
+    "yaml",
+    "click",
+    "rich",
+    "matplotlib",
+    "tokenizers",
+    "safetensors",
+    "psutil",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "mido",
+    "rapidfuzz",
+    "jinja2",
+    "pynvml",
+    "torchmetrics",
+}
 
 # Ray's developer APIs that are used, and for what; private files aside, which say so themselves.
 DEVELOPER = {
     "ray.cluster_resources": "how many CPUs and GPUs the workers and the readers of data may use",
+    "ray.tune.execution.tune_controller.TuneController": "the type of an argument of schedulers",
+    "ray.tune.experiment.Trial": "the type of an argument of schedulers and callbacks",
+    "ray.tune.schedulers.TrialScheduler": "the type of Tune's schedulers",
     "ray.tune.search.Searcher": "the place where Tune asks for the settings of the next trial",
 }
 
@@ -48,6 +73,7 @@ def gone(name: str, purpose: str, change: str) -> str:
 
 
 # What is used, and does what it is used for
+
 
 def found(path: str, purpose: str, parameters: tuple[str, ...] | None = None):
     """An object by its dotted name, with these parameters if it is a function."""
@@ -64,8 +90,9 @@ def found(path: str, purpose: str, parameters: tuple[str, ...] | None = None):
     assert held is not None, gone(path, purpose, "It is no longer there.")
     if parameters is not None:
         now = tuple(inspect.signature(held).parameters)
-        assert now[:len(parameters)] == parameters, gone(
-            path, purpose, f"It takes other arguments now: {', '.join(now)} instead of {', '.join(parameters)}.")
+        assert now[: len(parameters)] == parameters, gone(
+            path, purpose, f"It takes other arguments now: {', '.join(now)} instead of {', '.join(parameters)}."
+        )
     return held
 
 
@@ -82,16 +109,18 @@ def test_ray_train_keeps_the_notice_of_a_node_that_goes_in_each_worker():
     purpose = "to save a checkpoint when a node is about to be taken away, without a barrier at every step"
     context = found("ray.train.v2._internal.execution.context.TrainContext", purpose)
     assert "preemption_context" in context.__dataclass_fields__, gone(
-        "ray.train.v2._internal.execution.context.TrainContext", purpose, "It has no preemption_context any more.")
+        "ray.train.v2._internal.execution.context.TrainContext", purpose, "It has no preemption_context any more."
+    )
     notice = found("ray.train.v2._internal.execution.preemption.PreemptionContext", purpose)
     assert notice().preemption_info is None
     current = found("ray.train.v2._internal.execution.context.get_train_context", purpose, ())
-    with pytest.raises(RuntimeError):                     # this is how a process is told apart that is no worker
+    with pytest.raises(RuntimeError):  # this is how a process that is no worker is recognised
         current()
 
 
 def test_a_process_that_is_no_worker_of_ray_train_has_no_notice():
-    from workflows.ray_train_private import preemption_notice
+    from workflows.cluster.ray_train_private import preemption_notice
+
     assert preemption_notice()() is None
 
 
@@ -99,7 +128,8 @@ def test_a_worker_of_ray_train_hears_the_notice_once_it_is_there(monkeypatch):
     from ray.train.v2._internal.execution import context
     from ray.train.v2._internal.execution.preemption import PreemptionContext
 
-    from workflows.ray_train_private import preemption_notice
+    from workflows.cluster.ray_train_private import preemption_notice
+
     kept = PreemptionContext()
     monkeypatch.setattr(context, "_train_context", SimpleNamespace(preemption_context=kept))
     notice = preemption_notice()
@@ -110,19 +140,24 @@ def test_a_worker_of_ray_train_hears_the_notice_once_it_is_there(monkeypatch):
 
 def test_the_public_call_for_that_notice_is_still_a_barrier():
     import ray.train
+
     said = " ".join((ray.train.get_preemption_info.__doc__ or "").split())
     assert "All workers must call `ray.train.get_preemption_info` the same number of times" in said, gone(
-        "ray.train.get_preemption_info", "not, as it was a barrier",
-        "Its documentation no longer says so: use it in workflows/ray_train_private.py instead of a private name.")
+        "ray.train.get_preemption_info",
+        "not, as it was a barrier",
+        "Its documentation no longer says so: use it in ray_train_private.py instead of a private name.",
+    )
 
 
 def test_ray_train_sets_torch_up_by_the_class_that_is_derived_from():
     from ray.train.torch import TorchConfig
+
     purpose = "to replace a worker that is lost while the workers connect, like any other"
     backend = found("ray.train.torch.config._TorchBackend", purpose)
     found("ray.train.torch.config._TorchBackend.on_start", purpose, ("self", "worker_group", "backend_config"))
     assert TorchConfig().backend_cls is backend, gone(
-        "ray.train.torch.config._TorchBackend", purpose, f"TorchConfig names {TorchConfig().backend_cls} now.")
+        "ray.train.torch.config._TorchBackend", purpose, f"TorchConfig names {TorchConfig().backend_cls} now."
+    )
     group = found("ray.train.v2._internal.execution.worker_group.WorkerGroup.execute", purpose)
     assert list(inspect.signature(group).parameters)[:2] == ["self", "fn"]
 
@@ -131,45 +166,59 @@ def test_ray_train_tries_again_what_the_backend_raises_for_a_lost_worker():
     from ray.exceptions import RayTaskError
     from ray.train import ControllerError, FailureConfig
 
-    from workflows.ray_train_private import WorkerGroupStartupFailedError
+    from workflows.cluster.ray_train_private import WorkerGroupStartupFailedError
+
     purpose = "to replace a worker that is lost while the workers connect, like any other"
     policy = found("ray.train.v2._internal.execution.failure_handling.DefaultFailurePolicy", purpose)
     deciding = policy(FailureConfig(max_failures=1, controller_failure_limit=1))
     again = deciding.make_decision(ControllerError(WorkerGroupStartupFailedError("a worker is lost")))
     assert again.name == "RETRY", gone(
-        "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError", purpose,
-        "A run now ends at it: see which errors of a controller are tried again.")
+        "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError",
+        purpose,
+        "A run now ends at it: see which errors of a controller are tried again.",
+    )
     lost = deciding.make_decision(ControllerError(RayTaskError("f", "", ValueError("lost"))))
     assert lost.name == "RAISE", gone(
-        "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError", purpose,
-        "Ray tries other errors again, too: RetriedBackend may no longer be needed.")
+        "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError",
+        purpose,
+        "Ray tries other errors again, too: RetriedBackend may no longer be needed.",
+    )
 
 
 def test_what_a_worker_failed_of_is_found_in_what_ray_train_wraps_it_in():
-    from workflows.ray_train_private import cause_of
+    from workflows.cluster.ray_train_private import cause_of
+
     purpose = "to say what a run failed of"
     raised = found("ray.train.v2._internal.exceptions.UserExceptionWithTraceback", purpose, ("exc", "traceback_str"))
     silent = found("ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError", purpose, ("message", "failure"))
     error = KeyError("lost")
     assert cause_of(raised(error, "")) is error, gone(
-        "ray.train.v2._internal.exceptions.UserExceptionWithTraceback", purpose, "It has no _base_exc any more.")
+        "ray.train.v2._internal.exceptions.UserExceptionWithTraceback", purpose, "It has no _base_exc any more."
+    )
     assert cause_of(silent("no answer", error)) is error, gone(
-        "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError", purpose,
-        "It has no health_check_failure any more.")
+        "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError",
+        purpose,
+        "It has no health_check_failure any more.",
+    )
     assert cause_of(error) is error
 
 
-def test_workers_that_find_no_room_are_told_from_other_failures():
-    from workflows.ray_train_private import no_room
-    late = found("ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
-                 "to say that there was no room for the workers", ("num_workers",))
-    assert no_room(late(4)) and not no_room(RuntimeError("another"))
+def test_workers_that_find_is_start_timeout_are_told_from_other_failures():
+    from workflows.cluster.ray_train_private import is_start_timeout
+
+    late = found(
+        "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
+        "to say that there was no room for the workers",
+        ("num_workers",),
+    )
+    assert is_start_timeout(late(4)) and not is_start_timeout(RuntimeError("another"))
 
 
 def test_ray_tune_gives_a_failed_call_of_a_trial_to_the_method_that_is_replaced():
     from ray.exceptions import OutOfMemoryError
 
-    from workflows import ray_tune_private
+    from workflows.tuning import ray_tune_private
+
     purpose = "to let a search go on after Ray has ended a trial's process for lack of memory"
     name = "ray.air.execution._internal.actor_manager.RayActorManager._actor_task_failed"
     found(name, purpose, ("self", "tracked_actor_task", "exception"))
@@ -179,7 +228,7 @@ def test_ray_tune_gives_a_failed_call_of_a_trial_to_the_method_that_is_replaced(
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     fake = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(manager, "_actor_task_failed", manager._actor_task_failed)     # taken back afterwards
+        patched.setattr(manager, "_actor_task_failed", manager._actor_task_failed)  # taken back afterwards
         if not hasattr(manager._actor_task_failed, "survives_memory"):
             with pytest.raises(RuntimeError, match="unexpected"):
                 manager._actor_task_failed(fake, task, OutOfMemoryError("too large"))
@@ -190,13 +239,15 @@ def test_ray_tune_gives_a_failed_call_of_a_trial_to_the_method_that_is_replaced(
         assert manager._actor_task_failed is replaced
         manager._actor_task_failed(fake, task, OutOfMemoryError("too large"))
     assert [ray_tune_private.died_of_memory(error) for error in seen] == [True], gone(
-        name, purpose, "It no longer gives the error of a process that died to the callbacks of its trial.")
+        name, purpose, "It no longer gives the error of a process that died to the callbacks of its trial."
+    )
 
 
 def test_words_of_ray_for_a_process_that_took_too_much_memory_are_known():
     from ray.exceptions import OutOfMemoryError, RayActorError
 
-    from workflows.ray_tune_private import OutOfMemoryDeath, died_of_memory
+    from workflows.tuning.ray_tune_private import OutOfMemoryDeath, died_of_memory
+
     assert died_of_memory(RayActorError(error_msg="Task was killed due to the node running low on memory."))
     assert died_of_memory(OutOfMemoryError("too large"))
     assert died_of_memory(pickle.loads(pickle.dumps(OutOfMemoryDeath(error_msg="too large"))))
@@ -205,7 +256,8 @@ def test_words_of_ray_for_a_process_that_took_too_much_memory_are_known():
 
 
 def test_ray_tune_keeps_the_error_of_a_trial_in_the_file_that_is_read(tmp_path):
-    from workflows.ray_tune_private import error_of
+    from workflows.tuning.ray_tune_private import error_of
+
     purpose = "to say what ended a trial's process"
     kept = found("ray.tune.experiment.trial.Trial.pickled_error_file", purpose)
     file = tmp_path / "error.pkl"
@@ -213,35 +265,50 @@ def test_ray_tune_keeps_the_error_of_a_trial_in_the_file_that_is_read(tmp_path):
     trial = SimpleNamespace(local_path=str(tmp_path), run_metadata=SimpleNamespace(pickled_error_filename=file.name))
     trial.pickled_error_file = kept.fget(trial)
     assert isinstance(error_of(trial), KeyError), gone(
-        "ray.tune.experiment.trial.Trial.pickled_error_file", purpose, "It is no longer the path of a pickled error.")
+        "ray.tune.experiment.trial.Trial.pickled_error_file", purpose, "It is no longer the path of a pickled error."
+    )
     assert error_of(SimpleNamespace(pickled_error_file=None)) is None
 
 
 @pytest.mark.parametrize("name", ["AsyncHyperBandScheduler", "MedianStoppingRule"])
 def test_schedulers_of_ray_tune_learn_from_trials_of_an_earlier_process(name):
-    from workflows.ray_tune_private import replay
+    from workflows.tuning.ray_tune_private import replay
+
     kind = found(f"ray.tune.schedulers.{name}", "to stop trials by what those of an earlier process reached")
     how = {"max_t": 4, "reduction_factor": 2} if name == "AsyncHyperBandScheduler" else {"min_samples_required": 3}
     scheduler = kind("epoch", "judged", "min", grace_period=1, **how)
     for number in range(4):
-        replay(scheduler, f"past-{number}", {}, ({"epoch": epoch, "judged": 1.0, "time_total_s": epoch}
-                                                 for epoch in range(1, 4)))
+        replay(
+            scheduler,
+            f"past-{number}",
+            {},
+            ({"epoch": epoch, "judged": 1.0, "time_total_s": epoch} for epoch in range(1, 4)),
+        )
     trial = type("New", (), {"trial_id": "new", "config": {}})()
     scheduler.on_trial_add(None, trial)
     assert scheduler.on_trial_result(None, trial, {"epoch": 1, "judged": 9.0, "time_total_s": 1}) == "STOP", gone(
-        f"ray.tune.schedulers.{name}", "to stop trials by what those of an earlier process reached",
-        "A trial that is far worse than those is no longer stopped.")
+        f"ray.tune.schedulers.{name}",
+        "to stop trials by what those of an earlier process reached",
+        "A trial that is far worse than those is no longer stopped.",
+    )
 
 
 def population():
-    from workflows.ray_tune_private import SynchronousPopulation
+    from workflows.tuning.ray_tune_private import SynchronousPopulation
 
     class Own(SynchronousPopulation):
-        def adapted(self, config, trial):
+        def adapt(self, config, trial):
             return {**config, "number": trial.config["number"]}
 
-    return Own(time_attr="epoch", metric="judged", mode="min", perturbation_interval=2, synch=True, log_config=False,
-               hyperparam_mutations={"rate": [0.1, 0.2]})
+    return Own(
+        time_attr="epoch",
+        metric="judged",
+        mode="min",
+        perturbation_interval=2,
+        synch=True,
+        log_config=False,
+        hyperparam_mutations={"rate": [0.1, 0.2]},
+    )
 
 
 def test_population_based_training_takes_the_config_that_is_adapted_to_the_trial():
@@ -253,7 +320,8 @@ def test_population_based_training_takes_the_config_that_is_adapted_to_the_trial
     mine, other = (SimpleNamespace(config={"rate": 0.1, "number": number}) for number in (1, 2))
     config, operations = population()._get_new_config(mine, other)
     assert config["number"] == 1 and config["rate"] in (0.1, 0.2) and "rate" in operations, gone(
-        name, purpose, "It no longer returns a config and what was done to it.")
+        name, purpose, "It no longer returns a config and what was done to it."
+    )
 
 
 def test_population_based_training_waits_for_no_trial_that_has_ended():
@@ -268,20 +336,22 @@ def test_population_based_training_waits_for_no_trial_that_has_ended():
     state = found("ray.tune.schedulers.pbt._PBTTrialState", purpose, ("trial",))
     scheduler._trial_state |= {trial: state(SimpleNamespace(experiment_tag=trial)) for trial in trials}
     assert {one.last_train_time for one in scheduler._trial_state.values()} == {0}, gone(
-        name, purpose, "What is known of a trial has no last_train_time any more.")
+        name, purpose, "What is known of a trial has no last_train_time any more."
+    )
     for trial in trials[:2]:
         scheduler._trial_state[trial].last_train_time = 2
     assert scheduler._next_perturbation_sync == 2
-    scheduler._let_go_on(controller, None)
-    assert scheduler._next_perturbation_sync == 2                # the third is still awaited
-    scheduler._let_go_on(controller, "third")
+    scheduler._release_waiting(controller, None)
+    assert scheduler._next_perturbation_sync == 2  # the third is still awaited
+    scheduler._release_waiting(controller, "third")
     assert scheduler._next_perturbation_sync == 4, gone(name, purpose, "They wait for it.")
 
 
 def test_ray_data_has_the_options_that_are_set():
     from ray.data import DataContext
 
-    from datasets.ray_data_private import set_options
+    from datasets.pipeline.ray_data_private import set_options
+
     purpose = "to keep rows in order, and to start reading at once"
     before = DataContext.get_current()
     try:
@@ -291,7 +361,8 @@ def test_ray_data_has_the_options_that_are_set():
             assert hasattr(context, name), gone(f"ray.data.DataContext.{name}", purpose, "It is no longer there.")
         for name in ("preserve_order", "verbose_progress", "resource_limits"):
             assert hasattr(context.execution_options, name), gone(
-                f"ray.data.ExecutionOptions.{name}", purpose, "It is no longer there.")
+                f"ray.data.ExecutionOptions.{name}", purpose, "It is no longer there."
+            )
         set_options(progress=False)
         assert (context.use_datasource_v2, context.execution_options.preserve_order) == (False, True)
     finally:
@@ -302,12 +373,14 @@ def test_ray_data_takes_a_limit_of_its_memory():
     found("ray.data.ExecutionResources.for_limits", "to bound what is read ahead")
     from ray.data import ExecutionOptions, ExecutionResources
 
-    from datasets.ray_data_private import limit_memory
+    from datasets.pipeline.ray_data_private import limit_memory
+
     dataset = SimpleNamespace(context=SimpleNamespace(execution_options=ExecutionOptions()))
     limit_memory(dataset, 1 << 20)
     limits = dataset.context.execution_options.resource_limits
     assert isinstance(limits, ExecutionResources) and limits.object_store_memory == 1 << 20, gone(
-        "ray.data.ExecutionResources.for_limits", "to bound what is read ahead", "It sets no such limit any more.")
+        "ray.data.ExecutionResources.for_limits", "to bound what is read ahead", "It sets no such limit any more."
+    )
     assert limits.cpu == float("inf")
 
 
@@ -317,8 +390,9 @@ def test_ray_data_gives_references_to_its_blocks():
 
 
 def test_ray_data_carries_an_error_of_ours_as_an_argument():
-    from datasets.files import user_errors
-    from datasets.ray_data_private import user_code_error
+    from datasets.pipeline.ray_data_private import user_code_error
+    from datasets.reading.errors import user_errors
+
     carrier = user_code_error(ValueError("row 3 is wrong"))
     assert isinstance(carrier, found("ray.exceptions.UserCodeException", "to bring a message out of a task"))
     with pytest.raises(ValueError, match=r"^row 3 is wrong$"), user_errors():
@@ -326,12 +400,14 @@ def test_ray_data_carries_an_error_of_ours_as_an_argument():
 
 
 def test_ray_data_logs_errors_under_the_names_that_are_kept_quiet():
-    from datasets.ray_data_private import LOUD
+    from datasets.pipeline.ray_data_private import LOUD
+
     purpose = "to keep Ray from announcing as faults the errors that are shown as messages anyway"
     for name in LOUD:
         module = importlib.import_module(name)
         assert module.logger.name == name and "logger.e" in inspect.getsource(module), gone(
-            name, purpose, "It logs no errors any more: find who does.")
+            name, purpose, "It logs no errors any more: find who does."
+        )
 
 
 def test_ray_takes_requests_for_nodes():
@@ -339,25 +415,29 @@ def test_ray_takes_requests_for_nodes():
 
 
 @pytest.fixture
-def session():
+def session(without_ray):
     import ray
+
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 def test_ray_says_what_each_node_has(session):
-    from workflows.ray_core_private import nodes
-    assert nodes(), gone("ray.nodes", "to see what each node has", "It lists no node that is alive.")
+    from workflows.cluster.ray_core_private import alive_nodes
+
+    assert alive_nodes(), gone("ray.nodes", "to see what each node has", "It lists no node that is alive.")
     for key in ("NodeID", "NodeManagerAddress", "Resources"):
-        assert key in nodes()[0], gone("ray.nodes", "to see what each node has", f"There is no {key} any more.")
+        assert key in alive_nodes()[0], gone("ray.nodes", "to see what each node has", f"There is no {key} any more.")
 
 
 def test_ray_marks_the_driver_of_a_job_by_the_variable_that_is_looked_for():
-    from workflows.ray_core_private import JOB_VARIABLE
+    from workflows.cluster.ray_core_private import JOB_VARIABLE
+
     name = "ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR"
     assert found(name, "to know a driver of `ray job submit`") == JOB_VARIABLE, gone(
-        name, "to know a driver of `ray job submit`", "The variable has another name.")
+        name, "to know a driver of `ray job submit`", "The variable has another name."
+    )
 
 
 def variables() -> list[str]:
@@ -368,11 +448,15 @@ def variables() -> list[str]:
 
 def test_ray_reads_the_environment_variables_that_are_set():
     import ray
+
     used = variables()
     assert {"RAY_worker_niceness", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "TUNE_GLOBAL_CHECKPOINT_S"} <= set(used)
     root = Path(ray.__file__).parent
-    text = "\n".join(path.read_text(errors="ignore") for part in ("_private", "train", "tune", "air", "data")
-                     for path in (root / part).rglob("*.py"))
+    text = "\n".join(
+        path.read_text(errors="ignore")
+        for part in ("_private", "train", "tune", "air", "data")
+        for path in (root / part).rglob("*.py")
+    )
     for name in used:
         assert name in text, gone(f"ray's environment variable {name}", "to set Ray up", "Ray no longer reads it.")
 
@@ -381,18 +465,24 @@ def test_torch_says_whether_this_cpu_has_bf16():
     import torch
 
     from models.torch_private import cpu_has_bf16
+
     assert hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"), gone(
-        "torch.ops.mkldnn._is_mkldnn_bf16_supported", "to keep from a kernel that fails", "It is no longer there.")
+        "torch.ops.mkldnn._is_mkldnn_bf16_supported", "to keep from a kernel that fails", "It is no longer there."
+    )
     assert isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool)
     abilities = torch.cpu.get_capabilities()
     if any(abilities.get(name) for name in ("amx_bf16", "avx512_bf16")) and "ONEDNN_MAX_CPU_ISA" not in os.environ:
-        assert cpu_has_bf16(), gone("torch.ops.mkldnn._is_mkldnn_bf16_supported", "to keep from a kernel that fails",
-                                    "It denies what the CPU has.")
+        assert cpu_has_bf16(), gone(
+            "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+            "to keep from a kernel that fails",
+            "It denies what the CPU has.",
+        )
 
 
 @pytest.mark.parametrize(("module", "metric"), [("bleu", "BLEU"), ("chrf", "CHRF")])
 def test_sacrebleu_counts_in_parts_what_it_scores_as_a_whole(module, metric):
     from models.sacrebleu_private import counts, score
+
     purpose = "to add up counts over batches and workers"
     kind = found(f"sacrebleu.metrics.{module}.{metric}", purpose)
     found("sacrebleu.metrics.base.Metric._extract_corpus_statistics", purpose, ("self", "hypotheses", "references"))
@@ -402,16 +492,19 @@ def test_sacrebleu_counts_in_parts_what_it_scores_as_a_whole(module, metric):
     parts = [counts(kind(), truth[:2], written[:2]), counts(kind(), truth[2:], written[2:])]
     whole = kind().corpus_score(written, [truth]).score
     assert score(kind(), [a + b for a, b in zip(*parts, strict=True)]) == pytest.approx(whole), gone(
-        f"sacrebleu.metrics.{module}.{metric}", purpose, "The counts of parts no longer add up to those of the whole.")
+        f"sacrebleu.metrics.{module}.{metric}", purpose, "The counts of parts no longer add up to those of the whole."
+    )
 
 
 def test_mlflow_announces_new_tables_under_the_name_that_is_kept_quiet():
     module = importlib.import_module("mlflow.store.db.utils")
     assert module._logger.name == "mlflow.store.db.utils", gone(
-        "mlflow.store.db.utils", "to keep its announcement of each new table quiet", "It logs under another name.")
+        "mlflow.store.db.utils", "to keep its announcement of each new table quiet", "It logs under another name."
+    )
 
 
 # Elsewhere none is used
+
 
 def owner(name: str) -> str | None:
     """The longest entry of FILES that a dotted name lies in."""
@@ -429,15 +522,21 @@ def is_private(name: str) -> bool:
 def private_names(source: str) -> Iterator[tuple[int, str]]:
     """(line, name) of every private name of others in a file's text.
 
-    Imports and texts are told by their dotted names. An attribute counts where it begins with an underscore and the
-    file itself gives that name to nothing, be it read from an object, from ``self`` or by ``getattr``.
+    Imports and texts are identified by their dotted names. An attribute counts where it begins with an underscore and
+    the file itself gives that name to nothing, be it read from an object, from ``self`` or by ``getattr``.
     """
     tree = ast.parse(source)
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     own = {node.name for node in ast.walk(tree) if isinstance(node, definitions)}
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name) and node.value.id == "self"}
+    own |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if is_private(alias.name))
@@ -450,8 +549,12 @@ def private_names(source: str) -> Iterator[tuple[int, str]]:
             named = re.fullmatch(r"\w+(\.\w+)+", node.value)
             if named and is_private(node.value):
                 yield node.lineno, node.value
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in (
-                "getattr", "setattr", "hasattr", "delattr") and len(node.args) > 1:
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("getattr", "setattr", "hasattr", "delattr")
+            and len(node.args) > 1
+        ):
             name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
             if isinstance(name, str) and re.match(r"_(?!_)", name) and name not in own:
                 yield node.lineno, name
@@ -478,33 +581,39 @@ def test_private_names_of_libraries_are_used_in_one_file_a_library():
     assert set(FILES.values()) <= set(sources())
 
 
-@pytest.mark.parametrize(("file", "source"), [
-    ("workflows/train.py", "from ray.train.v2._internal.exceptions import RayTrainError"),
-    ("workflows/train.py", "from ray.train.v2.api.exceptions import WorkerGroupError"),
-    ("workflows/worker.py", "def f():\n    import torch._dynamo"),
-    ("workflows/worker.py", "import importlib\nimportlib.import_module('torch._dynamo')"),
-    ("workflows/loop.py", "from torch._C._distributed_c10d import GradBucket"),
-    ("workflows/backend.py", "from ray.train.torch.config import _TorchBackend"),
-    ("workflows/ray_train_private.py", "from ray.air._internal import util"),
-    ("workflows/ray_tune_private.py", "import sacrebleu._private"),
-    ("models/writing.py", "def f(metric):\n    return metric._compute_score_from_stats([])"),
-    ("models/writing.py", "import torch\ntorch.ops.mkldnn._is_mkldnn_bf16_supported()"),
-    ("workflows/tuner.py", "class A(B):\n    def f(self):\n        return self._trial_state"),
-    ("workflows/tuner.py", "from ray.tune import Tuner\nTuner._run = None"),
-    ("workflows/train.py", "def f(error):\n    return getattr(error, '_base_exc', error)"),
-    ("workflows/train.py", "import logging\nlogging.getLogger('ray.data._internal.execution')"),
-    ("workflows/tracking.py", "from mlflow.tracking._tracking_service import utils"),
-])
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("workflows/train.py", "from ray.train.v2._internal.exceptions import RayTrainError"),
+        ("workflows/train.py", "from ray.train.v2.api.exceptions import WorkerGroupError"),
+        ("workflows/training/worker.py", "def f():\n    import torch._dynamo"),
+        ("workflows/training/worker.py", "import importlib\nimportlib.import_module('torch._dynamo')"),
+        ("workflows/training/worker_group.py", "from torch._C._distributed_c10d import GradBucket"),
+        ("workflows/cluster/backend.py", "from ray.train.torch.config import _TorchBackend"),
+        ("workflows/cluster/ray_train_private.py", "from ray.air._internal import util"),
+        ("workflows/tuning/ray_tune_private.py", "import sacrebleu._private"),
+        ("models/texts.py", "def f(metric):\n    return metric._compute_score_from_stats([])"),
+        ("models/texts.py", "import torch\ntorch.ops.mkldnn._is_mkldnn_bf16_supported()"),
+        ("workflows/tuning/tuner.py", "class A(B):\n    def f(self):\n        return self._trial_state"),
+        ("workflows/tuning/tuner.py", "from ray.tune import Tuner\nTuner._run = None"),
+        ("workflows/train.py", "def f(error):\n    return getattr(error, '_base_exc', error)"),
+        ("workflows/train.py", "import logging\nlogging.getLogger('ray.data._internal.execution')"),
+        ("workflows/tracking/mlflow.py", "from mlflow.tracking._tracking_service import utils"),
+    ],
+)
 def test_a_planted_private_name_is_found(file, source):
     assert len(misplaced(file, source)) == 1
 
 
-@pytest.mark.parametrize(("file", "source"), [
-    ("workflows/ray_train_private.py", "from ray.train.v2._internal.exceptions import RayTrainError"),
-    ("workflows/tuner.py", "class A:\n    def f(self):\n        self._own = 1\n        return self._own"),
-    ("workflows/tuner.py", "def f(x):\n    return x.__dict__, type(x).__name__"),
-    ("workflows/train.py", "from ray.train import WorkerGroupError\nfrom workflows.tuner import _own"),
-])
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("workflows/cluster/ray_train_private.py", "from ray.train.v2._internal.exceptions import RayTrainError"),
+        ("workflows/tuning/tuner.py", "class A:\n    def f(self):\n        self._own = 1\n        return self._own"),
+        ("workflows/tuning/tuner.py", "def f(x):\n    return x.__dict__, type(x).__name__"),
+        ("workflows/train.py", "from ray.train import WorkerGroupError\nfrom workflows.tuning.tuner import _own"),
+    ],
+)
 def test_a_public_name_or_one_of_our_own_is_none(file, source):
     assert misplaced(file, source) == []
 
@@ -512,8 +621,11 @@ def test_a_public_name_or_one_of_our_own_is_none(file, source):
 def modules() -> Iterator[str]:
     for folder in FOLDERS:
         package = importlib.import_module(folder)
-        yield from (one.name for one in pkgutil.walk_packages(package.__path__, f"{folder}.")
-                    if not one.name.endswith("__main__"))
+        yield from (
+            one.name
+            for one in pkgutil.walk_packages(package.__path__, f"{folder}.")
+            if not one.name.endswith("__main__")
+        )
 
 
 def test_no_class_replaces_a_private_method_of_a_library_unseen():
@@ -537,8 +649,12 @@ def developer_names(source: str) -> Iterator[tuple[int, str]]:
     tree, known = ast.parse(source), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            known |= {alias.asname or alias.name.partition(".")[0]: alias.name if alias.asname else
-                      alias.name.partition(".")[0] for alias in node.names}
+            known |= {
+                alias.asname or alias.name.partition(".")[0]: alias.name
+                if alias.asname
+                else alias.name.partition(".")[0]
+                for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom) and not node.level:
             known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     for node in ast.walk(tree):
@@ -560,8 +676,9 @@ def _is_developer(path: str) -> bool:
         break
     for part in parts[end:]:
         held = getattr(held, part, None)
-    return (getattr(getattr(held, "_annotated_type", None), "name", "") == "DEVELOPER_API"
-            and getattr(held, "_annotated", None) == getattr(held, "__name__", ""))
+    return getattr(getattr(held, "_annotated_type", None), "name", "") == "DEVELOPER_API" and getattr(
+        held, "_annotated", None
+    ) == getattr(held, "__name__", "")
 
 
 def test_developer_apis_of_ray_are_listed_with_their_purpose():
@@ -569,17 +686,26 @@ def test_developer_apis_of_ray_are_listed_with_their_purpose():
     for file in set(sources()) - set(FILES.values()):
         for line, name in developer_names((ROOT / file).read_text(encoding="utf-8")):
             used.setdefault(name, f"{file}:{line}")
-    new = [f"{where} uses {name}, a developer API of Ray; list it in DEVELOPER with what it is for, or put it in the "
-           "file of private names" for name, where in sorted(used.items()) if name not in DEVELOPER]
+    new = [
+        f"{where} uses {name}, a developer API of Ray; list it in DEVELOPER with what it is for, or put it in the "
+        "file of private names"
+        for name, where in sorted(used.items())
+        if name not in DEVELOPER
+    ]
     assert not new, "\n".join(new)
     assert set(used) == set(DEVELOPER), f"no longer used: {sorted(set(DEVELOPER) - set(used))}"
 
 
 def test_a_planted_developer_api_is_found():
-    planted = ("import ray\nfrom ray import data\nfrom ray.autoscaler.sdk import request_resources as ask\n"
-               "ask()\nray.nodes()\ndata.DataContext.get_current()\nray.get(1)\n")
+    planted = (
+        "import ray\nfrom ray import data\nfrom ray.autoscaler.sdk import request_resources as ask\n"
+        "ask()\nray.nodes()\ndata.DataContext.get_current()\nray.get(1)\n"
+    )
     assert {name for _, name in developer_names(planted)} == {
-        "ray.nodes", "ray.data.DataContext", "ray.autoscaler.sdk.request_resources"}
+        "ray.nodes",
+        "ray.data.DataContext",
+        "ray.autoscaler.sdk.request_resources",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(DEVELOPER))

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from workflows.experiment import load
+from workflows.config.load import load
 
 ROOT = Path(__file__).parents[1]
 RESOURCES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
@@ -28,7 +28,7 @@ WORKER = (*CLUSTER, "workerGroupSpecs", 1)
 @pytest.fixture
 def job() -> dict[str, Any]:
     read = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text(encoding="utf-8"))
-    return json.loads(json.dumps(read))                                # YAML's aliases share parts
+    return json.loads(json.dumps(read))  # YAML's aliases share parts
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def closed(schema: Any) -> Any:
 def check(job: dict[str, Any], schema: jsonschema.Draft202012Validator) -> None:
     """What Kubernetes refuses, and flags that `ray start` does not have: KubeRay hands them on as they stand."""
     from ray.scripts.scripts import start
+
     schema.validate(job)
     flags = {name.removeprefix("--") for parameter in start.params for name in parameter.opts}
     for group in groups(job):
@@ -115,14 +116,22 @@ def test_a_misspelled_key_is_refused_wherever_it_stands(job, schema):
         except (jsonschema.ValidationError, AssertionError):
             continue
         accepted.append(place[-3:])
-    assert {parent for _, parent, _ in accepted} == {"labels", "annotations"}, accepted     # which have any names
+    assert {parent for _, parent, _ in accepted} == {"labels", "annotations"}, accepted  # which have any names
 
 
-@pytest.mark.parametrize(("place", "value"), [
-    (("spec", "backoffLimit"), "none"), (("spec", "submissionMode"), "K8sJob"), ((*CLUSTER, "rayVersion"), 2.6),
-    ((*CLUSTER, "authOptions", "mode"), "tokens"), ((*HEAD, "rayStartParams", "num-cpus"), 2),
-    ((*WORKER, "maxReplicas"), "8"), ((*WORKER, "template", "spec", "terminationGracePeriodSeconds"), "90s"),
-    ((*HEAD, "template", "spec", "containers", 0, "env", 0, "value"), 60)])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("spec", "backoffLimit"), "none"),
+        (("spec", "submissionMode"), "K8sJob"),
+        ((*CLUSTER, "rayVersion"), 2.6),
+        ((*CLUSTER, "authOptions", "mode"), "tokens"),
+        ((*HEAD, "rayStartParams", "num-cpus"), 2),
+        ((*WORKER, "maxReplicas"), "8"),
+        ((*WORKER, "template", "spec", "terminationGracePeriodSeconds"), "90s"),
+        ((*HEAD, "template", "spec", "containers", 0, "env", 0, "value"), 60),
+    ],
+)
 def test_a_value_of_the_wrong_type_is_refused(job, schema, place, value):
     at(job, place[:-1])[place[-1]] = value
     with pytest.raises(jsonschema.ValidationError, match=re.escape(repr(value))):
@@ -136,9 +145,9 @@ def test_the_run_is_accepted_and_fits_the_pods_at_their_most(job):
     gpu = groups(job)[-1]
     limits = container(gpu)["resources"]["limits"]
     each = limits["nvidia.com/gpu"] // workers.gpus
-    assert each >= 1 and workers.cpus * each < limits["cpu"]           # a CPU is left for what is not training
+    assert each >= 1 and workers.cpus * each < limits["cpu"]  # a CPU is left for what is not training
     assert workers.count <= gpu["maxReplicas"] * each
-    assert workers.wait >= 600                                         # a node has to come, and an image on it
+    assert workers.wait >= 600  # a node has to come, and an image on it
 
 
 def test_pods_come_on_demand_and_go_when_idle_and_after_the_run(job):
@@ -149,7 +158,7 @@ def test_pods_come_on_demand_and_go_when_idle_and_after_the_run(job):
     assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in workers)
     gpus = ["nvidia.com/gpu" in container(group)["resources"]["limits"] for group in (head, *workers)]
     assert not gpus[0] and set(gpus[1:]) == {True, False}
-    assert all(pod(group)["restartPolicy"] == "Never" for group in groups(job))     # KubeRay asks for it with v2
+    assert all(pod(group)["restartPolicy"] == "Never" for group in groups(job))  # KubeRay asks for it with v2
 
 
 def test_the_dashboard_is_open_inside_the_cluster_only_and_asks_for_a_token(job):
@@ -168,6 +177,7 @@ def test_a_pod_lives_longer_than_a_stopped_run_may_take(job):
 
 def test_the_hook_of_workers_is_a_command_that_ray_has(job):
     from ray.scripts.scripts import drain_node
+
     for group in groups(job)[1:]:
         _, _, script = container(group)["lifecycle"]["preStop"]["exec"]["command"]
         program, command, *arguments = shlex.split(script.partition(";")[0])

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 
-def dumps(value: Any, *, indent: int | None = None) -> str:
+def dumps(value: object, *, indent: int | None = None) -> str:
     """Plain values as JSON; a number that is not finite becomes null."""
     return json.dumps(finite_or_none(value), indent=indent, allow_nan=False)
 

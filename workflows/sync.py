@@ -1,81 +1,89 @@
-"""Deliver what runs have on record and MLflow has not: its server was away to the end, or the run was killed."""
+"""Deliver to MLflow what runs have recorded while its server was away, or before they were killed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from datasets.storage import Storage
-from workflows import tracking
+from datasets.pipeline.storage import Storage
 from workflows.console import Console
-from workflows.train import spool_of, told_before
-
-
-class Undelivered(Exception):
-    """Some of the record could not be delivered; the message says of which run, and why."""
+from workflows.errors import Undelivered, UserError
+from workflows.runs import open_storage, saved_experiment, spool_path
+from workflows.tracking import mlflow
+from workflows.tracking.spool import Tracker, is_delivered, is_in_use
 
 
 def sync(folder: str, *, uri: str | None = None, timeout: float = 600.0, progress: bool = True) -> dict[str, Any]:
-    """Deliver the records of a run, a search or a comparison, or of all of them in a storage folder.
+    """Deliver what a run, a search or a comparison has recorded, or all of those in a storage folder.
 
-    A run that was killed has no end on record: it is ended as KILLED; ``--resume`` opens it again. One that goes on is
-    left alone. Delivering twice changes nothing.
+    A run that was killed has recorded no end: it is ended as KILLED, and ``--resume`` reopens it. A run that is still
+    running is skipped. Delivering twice changes nothing.
 
     Args:
-        folder: of one, or of all; or its URI: then the records wait on the machine that ran them.
-        uri: of MLflow, where it is not what the experiment says, or has a password, which that does not keep.
+        folder: of one, or of all, or its URI; the records are on the machine that ran them.
+        uri: of MLflow, if it is not the experiment's, or has a password, which experiments do not keep.
         timeout: seconds for each.
-        progress: say on stderr what is done.
+        progress: show progress on stderr.
 
     Returns:
         names: delivered, going_on, settled (nothing was left), elsewhere (no record is on this machine).
 
     Raises:
-        ValueError: there is no run. Undelivered: MLflow still does not take all.
+        ValueError: there is no run. Undelivered: MLflow did not take everything.
     """
-    storage = Storage(folder)
-    runs = [storage] if storage.exists("experiment.yaml") else [
-        storage / name for name in storage.names() if (storage / name).exists("experiment.yaml")]
+    storage = open_storage(folder)
+    runs = (
+        [storage]
+        if storage.exists("experiment.yaml")
+        else [storage / name for name in storage.names() if (storage / name).exists("experiment.yaml")]
+    )
     if not runs:
-        raise ValueError(f"{storage.uri}: neither a run nor a folder of runs; give the experiment's storage, such as "
-                         "runs, or a folder in it")
-    found: dict[str, list[str]] = {"delivered": [], "going_on": [], "settled": [], "elsewhere": []}
-    left: list[str] = []
+        raise UserError(
+            f"{storage.uri}: neither a run nor a folder of runs; give the experiment's storage, such as "
+            "runs, or a folder in it"
+        )
+    names_by_state: dict[str, list[str]] = {"delivered": [], "going_on": [], "settled": [], "elsewhere": []}
+    problems: list[str] = []
     with Console(show=progress) as console:
         for run in runs:
             name = run.name
-            spool = spool_of(run)
+            spool = spool_path(run)
             if not spool.exists():
-                found["elsewhere"].append(name)
-            elif tracking.settled(spool, uri):
-                found["settled"].append(name)
-            elif tracking.busy(spool):
-                found["going_on"].append(name)
+                names_by_state["elsewhere"].append(name)
+            elif is_delivered(spool, uri):
+                names_by_state["settled"].append(name)
+            elif is_in_use(spool):
+                names_by_state["going_on"].append(name)
             else:
-                problem = _deliver(run, uri or told_before(run)["tracking"]["uri"], timeout)
+                problem = _deliver(run, uri or saved_experiment(run)["tracking"]["uri"], timeout)
                 if problem:
-                    left.append(f"{name}: {problem}")
+                    problems.append(f"{name}: {problem}")
                 else:
-                    found["delivered"].append(name)
+                    names_by_state["delivered"].append(name)
                     console.say(f"{name}: delivered")
-        told = [f"{len(names)} {word}" for word, names in (("already in MLflow", found["settled"]),
-                                                          ("still going on", found["going_on"]),
-                                                          ("without a record on this machine", found["elsewhere"]))
-                if names]
-        if told:
-            console.say(", ".join(told))
-    if left:
-        raise Undelivered("\n".join(left))
-    return found
+        summary = [
+            f"{len(names)} {word}"
+            for word, names in (
+                ("already in MLflow", names_by_state["settled"]),
+                ("still running", names_by_state["going_on"]),
+                ("without a record on this machine", names_by_state["elsewhere"]),
+            )
+            if names
+        ]
+        if summary:
+            console.say(", ".join(summary))
+    if problems:
+        raise Undelivered("\n".join(problems))
+    return names_by_state
 
 
 def _deliver(run: Storage, uri: str, timeout: float) -> str:
-    """Deliver one run's record; what is in the way, empty if nothing is."""
+    """Deliver what one run has recorded; the problem, or ""."""
     try:
-        tracking.check(uri)
+        mlflow.check(uri)
     except ValueError as error:
         return str(error)
-    tracker = tracking.Tracker(uri, spool_of(run), source={})
+    tracker = Tracker(uri, spool_path(run), source={})
     for key in tracker.open_runs():
         tracker.end(key, "KILLED")
     done = tracker.close(timeout)
-    return tracker.problem() or ("" if done else f"not all was taken in {timeout:g} seconds")
+    return tracker.problem() or ("" if done else f"MLflow did not take everything in {timeout:g} seconds")

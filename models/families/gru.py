@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.families import Family, check_sizes
+from models.family import Family, check_sizes
 from models.recurrent import Initial, Recurrent, chrono_bias, inner_dropout
 
 
-def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: float = 0.0,
-          bidirectional: bool = False, chrono: int | None = None, initial: Initial = "zeros") -> Family:
+def build(
+    input_size: int,
+    *,
+    hidden_size: int = 128,
+    layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    chrono: int | None = None,
+    initial: Initial = "zeros",
+) -> Family:
     """A GRU: h_t = (1 - z_t) * n_t + z_t * h_{t-1}, where n_t = tanh(W x_t + b + r_t * (U h_{t-1} + d)).
 
     The reset gate r acts after the product with U (in the paper: before), which is what fused kernels compute.
@@ -27,11 +35,17 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
         ValueError: an option is out of its range.
     """
     check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers, dropout=dropout)
-    kernel = nn.GRU(input_size, hidden_size, layers, batch_first=True, bidirectional=bidirectional,
-                    dropout=inner_dropout(dropout, layers))
+    kernel = nn.GRU(
+        input_size,
+        hidden_size,
+        layers,
+        batch_first=True,
+        bidirectional=bidirectional,
+        dropout=inner_dropout(dropout, layers),
+    )
     family = Recurrent(kernel, initial=initial)
     for name, parameter in kernel.named_parameters():
-        if chrono is not None and name.startswith("bias_ih"):       # torch adds bias_ih and bias_hh; the latter stays 0
-            z = parameter.detach().chunk(3)[1]                      # gates: r, z, n
+        if chrono is not None and name.startswith("bias_ih"):  # torch adds bias_ih and bias_hh; the latter stays 0
+            z = parameter.detach().chunk(3)[1]  # gates: r, z, n
             z.copy_(chrono_bias(z, chrono))
     return family

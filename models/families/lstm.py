@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.families import Family, check_sizes
+from models.family import Family, check_sizes
 from models.recurrent import Initial, Recurrent, chrono_bias, inner_dropout
 
 
-def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: float = 0.0,
-          bidirectional: bool = False, forget_bias: float = 1.0, chrono: int | None = None,
-          initial: Initial = "zeros") -> Family:
+def build(
+    input_size: int,
+    *,
+    hidden_size: int = 128,
+    layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    forget_bias: float = 1.0,
+    chrono: int | None = None,
+    initial: Initial = "zeros",
+) -> Family:
     """An LSTM: c_t = f_t * c_{t-1} + i_t * g_t and h_t = o_t * tanh(c_t), with gates i, f, o and candidate g.
 
     Args:
@@ -28,11 +36,17 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
         ValueError: an option is out of its range.
     """
     check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers, dropout=dropout)
-    kernel = nn.LSTM(input_size, hidden_size, layers, batch_first=True, bidirectional=bidirectional,
-                     dropout=inner_dropout(dropout, layers))
+    kernel = nn.LSTM(
+        input_size,
+        hidden_size,
+        layers,
+        batch_first=True,
+        bidirectional=bidirectional,
+        dropout=inner_dropout(dropout, layers),
+    )
     family = Recurrent(kernel, initial=initial)
     for name, parameter in kernel.named_parameters():
-        if name.startswith("bias_ih"):   # torch adds bias_ih and bias_hh; the latter stays 0
+        if name.startswith("bias_ih"):  # torch adds bias_ih and bias_hh; the latter stays 0
             i, f, _, _ = parameter.detach().chunk(4)
             nn.init.constant_(f, forget_bias)
             if chrono is not None:

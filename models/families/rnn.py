@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.families import Family, check_choice, check_sizes, step_mask
+from models.family import Family, check_choice, check_sizes, step_mask
 from models.recurrent import Initial, Recurrent, inner_dropout
 
 Nonlinearity = Literal["tanh", "relu", "sigmoid"]
@@ -20,12 +20,25 @@ Output = Literal["hidden", "article"]
 OutputNonlinearity = Literal["tanh", "relu", "sigmoid", "none"]
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "none": lambda x: x}
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "none": lambda x: x,
+}
 
 
-def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: float = 0.0,
-          bidirectional: bool = False, nonlinearity: Nonlinearity = "tanh", output: Output = "hidden",
-          output_nonlinearity: OutputNonlinearity = "tanh", initial: Initial = "zeros") -> Family:
+def build(
+    input_size: int,
+    *,
+    hidden_size: int = 128,
+    layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    nonlinearity: Nonlinearity = "tanh",
+    output: Output = "hidden",
+    output_nonlinearity: OutputNonlinearity = "tanh",
+    initial: Initial = "zeros",
+) -> Family:
     """A simple recurrent network: h_t = f(W x_t + U h_{t-1} + b).
 
     Args:
@@ -47,24 +60,35 @@ def build(input_size: int, *, hidden_size: int = 128, layers: int = 1, dropout: 
     check_choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
     check_choice("output", output, get_args(Output))
     check_choice("output_nonlinearity", output_nonlinearity, get_args(OutputNonlinearity))
-    kernel = nn.RNN(input_size, hidden_size, layers, batch_first=True, bidirectional=bidirectional,
-                    dropout=inner_dropout(dropout, layers),
-                    nonlinearity="relu" if nonlinearity == "relu" else "tanh")
-    return RNN(kernel, sigmoid=nonlinearity == "sigmoid", initial=initial,
-               output_nonlinearity=output_nonlinearity if output == "article" else None)
+    kernel = nn.RNN(
+        input_size,
+        hidden_size,
+        layers,
+        batch_first=True,
+        bidirectional=bidirectional,
+        dropout=inner_dropout(dropout, layers),
+        nonlinearity="relu" if nonlinearity == "relu" else "tanh",
+    )
+    return RNN(
+        kernel,
+        sigmoid=nonlinearity == "sigmoid",
+        initial=initial,
+        output_nonlinearity=output_nonlinearity if output == "article" else None,
+    )
 
 
 class RNN(Recurrent):
     """See `build`. With the sigmoid, the kernel only holds the weights."""
 
-    def __init__(self, kernel: nn.RNN, *, sigmoid: bool, output_nonlinearity: OutputNonlinearity | None,
-                 initial: Initial) -> None:
+    def __init__(
+        self, kernel: nn.RNN, *, sigmoid: bool, output_nonlinearity: OutputNonlinearity | None, initial: Initial
+    ) -> None:
         super().__init__(kernel, initial=initial)
         self.sigmoid, self.output_nonlinearity = sigmoid, output_nonlinearity
         if output_nonlinearity is not None:
-            self.from_hidden = nn.Linear(self.size, kernel.hidden_size)                        # W and c
-            self.from_input = nn.Linear(kernel.input_size, kernel.hidden_size, bias=False)     # V
-            self.size, self.backward = kernel.hidden_size, 0           # each unit mixes both directions
+            self.from_hidden = nn.Linear(self.size, kernel.hidden_size)  # W and c
+            self.from_input = nn.Linear(kernel.input_size, kernel.hidden_size, bias=False)  # V
+            self.size, self.backward = kernel.hidden_size, 0  # each unit mixes both directions
             nn.init.xavier_uniform_(self.from_hidden.weight)
             nn.init.xavier_uniform_(self.from_input.weight)
             nn.init.zeros_(self.from_hidden.bias)
@@ -79,7 +103,7 @@ class RNN(Recurrent):
     def _sigmoid_scan(self, x: Tensor, lengths: Tensor | None, hx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         kernel, steps = self.kernel, range(x.shape[1])
         directions = 2 if kernel.bidirectional else 1
-        valid = None if lengths is None else step_mask(x, lengths)[..., None].unbind(1)     # T times (B, 1)
+        valid = None if lengths is None else step_mask(x, lengths)[..., None].unbind(1)  # T times (B, 1)
         last = []
         for layer in range(kernel.num_layers):
             outputs = []
@@ -92,7 +116,7 @@ class RNN(Recurrent):
                     states[t] = h = new if valid is None else torch.where(valid[t], new, h)
                 outputs.append(torch.stack(states, dim=1))
                 last.append(h)
-            x = torch.cat(outputs, dim=-1)                      # (B, T, directions * H)
+            x = torch.cat(outputs, dim=-1)  # (B, T, directions * H)
             if layer < kernel.num_layers - 1:
                 x = F.dropout(x, kernel.dropout, self.training)
         return x, (torch.stack(last),)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models import augment, folders
 from models.batch import Batch
-from models.families import step_mask
+from models.family import step_mask
 from models.options import check_least
 from models.sequence import Frontend
 
@@ -52,8 +52,9 @@ class FramesFrontend(Frontend):
         ValueError: an option is out of its range.
     """
 
-    def __init__(self, bins: int, *, stack: int, time_masks: int, time_mask: float, frequency_masks: int,
-                 frequency_mask: float) -> None:
+    def __init__(
+        self, bins: int, *, stack: int, time_masks: int, time_mask: float, frequency_masks: int, frequency_mask: float
+    ) -> None:
         super().__init__()
         check_least("model.stack", stack, 1)
         for key, count in {"time_masks": time_masks, "frequency_masks": frequency_masks}.items():
@@ -95,6 +96,6 @@ class FramesFrontend(Frontend):
 
 def stacked(x: Tensor, lengths: Tensor, stack: int) -> Tensor:
     """Each `stack` neighbouring steps joined: (B, T, F) -> (B, ceil(T / stack), F * stack); padded steps are 0."""
-    x = x.masked_fill(~step_mask(x, lengths)[..., None], 0)         # a row's last step may hold some of its padding
+    x = x.masked_fill(~step_mask(x, lengths)[..., None], 0)  # a row's last step may hold some of its padding
     x = F.pad(x, (0, 0, 0, -x.shape[1] % stack))
     return x.reshape(x.shape[0], -1, x.shape[2] * stack)

@@ -1,4 +1,4 @@
-"""Sequences of frames: sensors, or features made elsewhere. Shapes: B rows, T time, C channels."""
+"""Sequences of frames: sensors, or features computed elsewhere. Shapes: B rows, T time, C channels."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ class Frames(FramesFrontend):
         return batch.lengths["values"]
 
 
-def build(spec: Mapping[str, Any], *, stack: int = 1, time_masks: int = 0, time_mask: float = 0.1,
-          frequency_masks: int = 0, frequency_mask: float = 0.15) -> Frontend:
+def build(
+    spec: Mapping[str, Any],
+    *,
+    stack: int = 1,
+    time_masks: int = 0,
+    time_mask: float = 0.1,
+    frequency_masks: int = 0,
+    frequency_mask: float = 0.15,
+) -> Frontend:
     """Sequences of frames as they are stored; ``spec["channels"]`` numbers each.
 
     Args:
@@ -38,5 +45,11 @@ def build(spec: Mapping[str, Any], *, stack: int = 1, time_masks: int = 0, time_
     Raises:
         ValueError: an option is out of its range.
     """
-    return Frames(spec["channels"], stack=stack, time_masks=time_masks, time_mask=time_mask,
-                  frequency_masks=frequency_masks, frequency_mask=frequency_mask)
+    return Frames(
+        spec["channels"],
+        stack=stack,
+        time_masks=time_masks,
+        time_mask=time_mask,
+        frequency_masks=frequency_masks,
+        frequency_mask=frequency_mask,
+    )

@@ -14,35 +14,52 @@ from torch.nn import functional as F
 
 from models import augment
 from models.batch import Batch
-from models.families import check_choice, step_mask
+from models.family import check_choice, step_mask
 from models.frontends import FramesFrontend
 from models.options import check_least
 from models.sequence import Frontend
 
 Normalisation = Literal["band", "recording", "none"]
 
-LOWEST = 20.0           # Hz, where the first band begins; below it recordings hold hum
-FLOOR = 1e-10           # least energy of a band: less than rounding to 16 bits leaves, so only digital silence is cut
-USUAL, SPREAD = -6.0, 4.0   # about mean and deviation of speech: families expect numbers around 0
-LEAST_SPREAD = 1e-3     # least deviation that is divided by, so that silence stays 0
+LOWEST = 20.0  # Hz, where the first band begins; below it recordings hold hum
+FLOOR = 1e-10  # least energy of a band: less than rounding to 16 bits leaves, so only digital silence is cut
+USUAL, SPREAD = -6.0, 4.0  # about mean and deviation of speech: families expect numbers around 0
+LEAST_SPREAD = 1e-3  # least deviation that is divided by, so that silence stays 0
 
 
 class LogMel(FramesFrontend):
     """Samples -> logarithms of the energy in mel bands of overlapping windows. See `build`."""
 
-    def __init__(self, rate: int, *, mels: int, window_ms: float, hop_ms: float, normalisation: Normalisation,
-                 range_db: float | None, speed: float, tempo: float, tilt: float, gain: float, **frames: Any) -> None:
+    def __init__(
+        self,
+        rate: int,
+        *,
+        mels: int,
+        window_ms: float,
+        hop_ms: float,
+        normalisation: Normalisation,
+        range_db: float | None,
+        speed: float,
+        tempo: float,
+        tilt: float,
+        gain: float,
+        **frames: Any,
+    ) -> None:
         super().__init__(mels, **frames)
         check_least("model.mels", mels, 1)
         check_choice("normalisation", normalisation, get_args(Normalisation))
         if range_db is not None and not range_db > 0:
             raise ValueError(f"model.range_db={range_db} is too small; use more than 0, such as 40, or null")
-        for key, value, most in (("speed", speed, 0.5), ("tempo", tempo, 2.0), ("tilt", tilt, 60.0),
-                                 ("gain", gain, 60.0)):
-            if not 0 <= value <= most:
-                raise ValueError(f"model.{key}={value} is out of range; use a value in [0, {most:g}], 0 for none")
+        for key, value, highest in (
+            ("speed", speed, 0.5),
+            ("tempo", tempo, 2.0),
+            ("tilt", tilt, 60.0),
+            ("gain", gain, 60.0),
+        ):
+            if not 0 <= value <= highest:
+                raise ValueError(f"model.{key}={value} is out of range; use a value in [0, {highest:g}], 0 for none")
         self.window, self.hop = _samples(rate, window_ms, hop_ms)
-        self.points = 1 << (self.window - 1).bit_length()               # of the Fourier transform: a power of 2
+        self.points = 1 << (self.window - 1).bit_length()  # of the Fourier transform: a power of 2
         self.normalisation, self.range_db = normalisation, range_db
         self.speed, self.tempo, self.tilt, self.gain = speed, tempo, tilt, gain
         for key, value in (("speed", speed), ("tempo", tempo)):
@@ -52,23 +69,25 @@ class LogMel(FramesFrontend):
         filters = _filters(mels, self.points, rate)
         if not filters.any(0).all():
             empty = int(np.flatnonzero(~filters.any(0))[0])
-            most = next(m for m in range(mels - 1, 0, -1) if _filters(m, self.points, rate).any(0).all())
-            raise ValueError(f"model.mels={mels} is too many for model.window_ms={window_ms:g} at {rate} Hz: band "
-                             f"{empty + 1} holds none of the frequencies that a window tells apart; use at most "
-                             f"{most}, or a longer window")
+            fitting = next(m for m in range(mels - 1, 0, -1) if _filters(m, self.points, rate).any(0).all())
+            raise ValueError(
+                f"model.mels={mels} is too many for model.window_ms={window_ms:g} at {rate} Hz: band "
+                f"{empty + 1} holds none of the frequencies that a window tells apart; use at most "
+                f"{fitting}, or a longer window"
+            )
         # In float64, so that they are exact for every model; `kind` takes on the model's own type.
         self.hann: Tensor
         self.filters: Tensor
         self.kind: Tensor
-        self.register_buffer("hann", torch.tensor(hann), persistent=False)                      # (W,)
-        self.register_buffer("filters", torch.tensor(filters), persistent=False)                # (K, M)
+        self.register_buffer("hann", torch.tensor(hann), persistent=False)  # (W,)
+        self.register_buffer("filters", torch.tensor(filters), persistent=False)  # (K, M)
         self.register_buffer("kind", torch.zeros(()), persistent=False)
 
     def frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """samples (B, T) int16 -> x (B, F, M), 0 in padded frames; frames of each row."""
         samples, lengths = batch.inputs["samples"], batch.lengths["samples"]
         kind = torch.promote_types(self.kind.dtype, torch.float32)
-        with torch.autocast(samples.device.type, enabled=False):        # bf16 has 3 digits: less than 16-bit samples
+        with torch.autocast(samples.device.type, enabled=False):  # bf16 has 3 digits: less than 16-bit samples
             x = samples.to(kind).masked_fill(~step_mask(samples, lengths), 0) / 32768
             keys = self._keys(batch)
             if keys is not None and self.speed:
@@ -115,8 +134,8 @@ class LogMel(FramesFrontend):
     def _energies(self, x: Tensor) -> Tensor:
         """(B, T) -> (B, F, M): windows that lie inside the row, or the row with zeros if it is shorter than one."""
         x = F.pad(x, (0, max(0, self.window - x.shape[1])))
-        windows = x.unfold(1, self.window, self.hop) * self.hann.to(x.dtype)                    # (B, F, W)
-        power = torch.view_as_real(torch.fft.rfft(windows, self.points)).square().sum(-1)       # (B, F, K)
+        windows = x.unfold(1, self.window, self.hop) * self.hann.to(x.dtype)  # (B, F, W)
+        power = torch.view_as_real(torch.fft.rfft(windows, self.points)).square().sum(-1)  # (B, F, K)
         return power @ self.filters.to(x.dtype)
 
 
@@ -131,11 +150,15 @@ def normalised(x: Tensor, mask: Tensor, lengths: Tensor, over: tuple[int, ...] =
 def _samples(rate: int, window_ms: float, hop_ms: float) -> tuple[int, int]:
     """Samples of a window and between the starts of windows."""
     if not 1 <= window_ms <= 1000 or round(rate * window_ms / 1000) < 2:
-        raise ValueError(f"model.window_ms={window_ms:g} is out of range; use 1 to 1000 ms, at least 2 samples "
-                         f"at {rate} Hz; 25 is usual")
+        raise ValueError(
+            f"model.window_ms={window_ms:g} is out of range; use 1 to 1000 ms, at least 2 samples "
+            f"at {rate} Hz; 25 is usual"
+        )
     if not 0 < hop_ms <= window_ms or round(rate * hop_ms / 1000) < 1:
-        raise ValueError(f"model.hop_ms={hop_ms:g} is out of range; use at least one sample ({1000 / rate:g} ms) and "
-                         f"at most model.window_ms={window_ms:g}, so that no sample is passed over; 10 is usual")
+        raise ValueError(
+            f"model.hop_ms={hop_ms:g} is out of range; use at least one sample ({1000 / rate:g} ms) and "
+            f"at most model.window_ms={window_ms:g}, so that no sample is skipped; 10 is usual"
+        )
     return round(rate * window_ms / 1000), round(rate * hop_ms / 1000)
 
 
@@ -152,10 +175,24 @@ def _filters(mels: int, points: int, rate: int) -> NDArray[np.float64]:
     return filters
 
 
-def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, hop_ms: float = 10.0,
-          normalisation: Normalisation = "band", range_db: float | None = None, stack: int = 1, time_masks: int = 0,
-          time_mask: float = 0.1, frequency_masks: int = 0, frequency_mask: float = 0.15, speed: float = 0.0,
-          tempo: float = 0.0, tilt: float = 0.0, gain: float = 0.0) -> Frontend:
+def build(
+    spec: Mapping[str, Any],
+    *,
+    mels: int = 40,
+    window_ms: float = 25.0,
+    hop_ms: float = 10.0,
+    normalisation: Normalisation = "band",
+    range_db: float | None = None,
+    stack: int = 1,
+    time_masks: int = 0,
+    time_mask: float = 0.1,
+    frequency_masks: int = 0,
+    frequency_mask: float = 0.15,
+    speed: float = 0.0,
+    tempo: float = 0.0,
+    tilt: float = 0.0,
+    gain: float = 0.0,
+) -> Frontend:
     """Logarithms of the energy in mel bands, computed from samples at ``spec["rate"]`` Hz where the model runs.
 
     Args:
@@ -173,7 +210,7 @@ def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, h
         frequency_masks: runs of neighbouring bands of each recording that are set to 0 in training.
         frequency_mask: the widest of them, as a share of the bands; widths are drawn from 0 to it.
         speed: in training each recording is played at 1 - speed to 1 + speed times its speed, pitch included.
-        tempo: in training each recording is drawn out or pressed together in time, up to 1 + tempo times, pitch kept.
+        tempo: in training each recording is stretched or compressed in time, up to 1 + tempo times, pitch kept.
         tilt: in training each recording gets a random colour, a slope and a bow over the bands of up to this many dB.
         gain: in training each recording is made up to this many dB louder or quieter; where normalisation takes
             loudness out again, it changes little but the quietest frames.
@@ -181,6 +218,20 @@ def build(spec: Mapping[str, Any], *, mels: int = 40, window_ms: float = 25.0, h
     Raises:
         ValueError: an option is out of its range, or the bands are narrower than what a window tells apart.
     """
-    return LogMel(spec["rate"], mels=mels, window_ms=window_ms, hop_ms=hop_ms, normalisation=normalisation,
-                  range_db=range_db, speed=speed, tempo=tempo, tilt=tilt, gain=gain, stack=stack, time_masks=time_masks,
-                  time_mask=time_mask, frequency_masks=frequency_masks, frequency_mask=frequency_mask)
+    return LogMel(
+        spec["rate"],
+        mels=mels,
+        window_ms=window_ms,
+        hop_ms=hop_ms,
+        normalisation=normalisation,
+        range_db=range_db,
+        speed=speed,
+        tempo=tempo,
+        tilt=tilt,
+        gain=gain,
+        stack=stack,
+        time_masks=time_masks,
+        time_mask=time_mask,
+        frequency_masks=frequency_masks,
+        frequency_mask=frequency_mask,
+    )

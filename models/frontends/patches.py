@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Batch
-from models.families import check_choice
+from models.family import check_choice
 from models.sequence import Frontend
 
 Normalise = Literal["window", "last", "none"]
@@ -19,9 +19,9 @@ Channels = Literal["independent", "joint"]
 class Patches(Frontend):
     """Patches of a multivariate window, after a reversible normalisation of the targets.
 
-    With independent channels every target is a sequence of its own, read by shared weights, with the other channels'
-    patches beside it (Nie et al. 2023, "A Time Series is Worth 64 Words"); jointly, one sequence holds all. Each
-    window's own mean and spread are taken out here and put back by the task's head (Kim et al. 2022, "Reversible
+    With independent channels every target is a separate sequence, read by shared weights, with the other channels'
+    patches appended (Nie et al. 2023, "A Time Series is Worth 64 Words"); jointly, one sequence holds all. Each
+    window's mean and spread are removed here and restored by the task's head (Kim et al. 2022, "Reversible
     Instance Normalization").
     """
 
@@ -32,8 +32,9 @@ class Patches(Frontend):
         if patch < 1 or spec["lookback"] % patch:
             start = min(max(patch, 1), spec["lookback"])
             near = next(p for far in range(start) for p in (start - far, start + far) if spec["lookback"] % p == 0)
-            raise ValueError(f"model.patch={patch} does not divide task.lookback={spec['lookback']}; "
-                             f"use a divisor such as {near}")
+            raise ValueError(
+                f"model.patch={patch} does not divide task.lookback={spec['lookback']}; use a divisor such as {near}"
+            )
         check_choice("normalise", normalise, get_args(Normalise))
         check_choice("channels", channels, get_args(Channels))
         self.patch, self.normalise, self.independent = patch, normalise, channels == "independent"
@@ -48,24 +49,24 @@ class Patches(Frontend):
         """values (B, L, C) -> x (B or B*N, L / patch, patch * features); context: shift and spread, each (B, N)."""
         values = batch.inputs["values"]
         n = self.targets
-        own, rest = values[..., :n], values[..., n:]
+        targets, others = values[..., :n], values[..., n:]
         seen = None
-        if self.observed:                                        # 1 where a target was measured, the last N channels
-            seen, rest = values[..., -n:], rest[..., :-n]
-        shift, spread = self._statistics(own, seen)
-        own = (own - shift[:, None]) / spread[:, None]           # (B, L, N)
+        if self.observed:  # 1 where a target was measured, the last N channels
+            seen, others = values[..., -n:], others[..., :-n]
+        shift, spread = self._statistics(targets, seen)
+        targets = (targets - shift[:, None]) / spread[:, None]  # (B, L, N)
         if seen is not None:
-            own = own * seen                                     # a missing value is the window's mean
+            targets = targets * seen  # a missing value is the window's mean
         rows, steps = values.shape[0], values.shape[1] // self.patch
         if self.independent:
-            parts = [own.transpose(1, 2)[..., None]]             # (B, N, L, 1)
+            parts = [targets.transpose(1, 2)[..., None]]  # (B, N, L, 1)
             if seen is not None:
                 parts.append(seen.transpose(1, 2)[..., None])
-            if rest.shape[-1]:
-                parts.append(rest[:, None].expand(-1, n, -1, -1))
+            if others.shape[-1]:
+                parts.append(others[:, None].expand(-1, n, -1, -1))
             x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         else:
-            x = torch.cat([own, rest] if seen is None else [own, seen, rest], -1)
+            x = torch.cat([targets, others] if seen is None else [targets, seen, others], -1)
         x = x.reshape(rows * self.sequences, steps, self.size)
         return x, self.lengths(batch), {"shift": shift, "spread": spread}
 
@@ -74,37 +75,38 @@ class Patches(Frontend):
         rows, steps = batch.inputs["values"].shape[:2]
         return torch.full((rows * self.sequences,), steps // self.patch, dtype=torch.int64)
 
-    def _statistics(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _statistics(self, targets: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """What is subtracted from, and divides, each target of each window: (B, N) twice."""
         if self.normalise == "none":
-            return torch.zeros_like(own[:, 0]), torch.ones_like(own[:, 0])
+            return torch.zeros_like(targets[:, 0]), torch.ones_like(targets[:, 0])
         if seen is None:
-            mean, spread = own.mean(1), own.std(1, unbiased=False)
-            last = own[:, -1]
+            mean, spread = targets.mean(1), targets.std(1, unbiased=False)
+            last = targets[:, -1]
         else:
             count = seen.sum(1).clamp(min=1)
-            mean = (own * seen).sum(1) / count
-            spread = ((own - mean[:, None]).square() * seen).sum(1).div(count).sqrt()
-            last = last_seen(own, seen)
+            mean = (targets * seen).sum(1) / count
+            spread = ((targets - mean[:, None]).square() * seen).sum(1).div(count).sqrt()
+            last = last_seen(targets, seen)
         return (last if self.normalise == "last" else mean), spread.clamp(min=1e-3)
 
 
-def last_seen(own: Tensor, seen: Tensor) -> Tensor:
-    """(B, N) the last measured value of each target in own (B, L, N); 0 where none was."""
-    step = torch.arange(1, own.shape[1] + 1, device=own.device)[:, None]        # (L, 1)
-    at = (seen * step).amax(1).long()                                           # (B, N), 0: never
-    value = own.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
+def last_seen(targets: Tensor, seen: Tensor) -> Tensor:
+    """(B, N) the last measured value of each target, from targets (B, L, N); 0 where none was measured."""
+    step = torch.arange(1, targets.shape[1] + 1, device=targets.device)[:, None]  # (L, 1)
+    at = (seen * step).amax(1).long()  # (B, N), 0: never
+    value = targets.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
     return torch.where(at > 0, value, 0)
 
 
-def build(spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = "window",
-          channels: Channels = "independent") -> Frontend:
+def build(
+    spec: Mapping[str, Any], *, patch: int = 24, normalise: Normalise = "window", channels: Channels = "independent"
+) -> Frontend:
     """Patches of a window of a time series.
 
     Args:
         patch: steps that make one step of the family; divides task.lookback. 1 reads every step by itself.
-        normalise: what is taken out of each target of each window, and put back into its forecast: window (its mean,
+        normalise: what is removed from each target of each window, and restored in its forecast: window (its mean,
             and divided by its spread), last (its last value, and divided by its spread) or none.
-        channels: independent (each target is a sequence of its own, with shared weights) or joint (one sequence).
+        channels: independent (each target is a separate sequence, with shared weights) or joint (one sequence).
     """
     return Patches(spec, patch=patch, normalise=normalise, channels=channels)

@@ -1,7 +1,4 @@
-"""Embedded tokens. Shapes: B rows, T time, V vocabulary, E embedding size.
-
-Ids: 0 padding, 1 unknown, 2 begin, 3 end, then the words.
-"""
+"""Embedded tokens. Shapes: B rows, T time, V vocabulary, E embedding size."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ from models import augment
 from models.batch import Batch
 from models.options import check_least, check_share
 from models.sequence import Frontend
-
-PADDING, UNKNOWN, WORDS = 0, 1, 4       # ids; those from WORDS on are words
+from models.special_tokens import FIRST_WORD, PADDING, UNKNOWN
 
 
 class Tokens(Frontend):
@@ -25,8 +21,7 @@ class Tokens(Frontend):
     families learn them by heart.
     """
 
-    def __init__(self, vocabulary: int, *, embedding_size: int, embedding_dropout: float,
-                 token_dropout: float) -> None:
+    def __init__(self, vocabulary: int, *, embedding_size: int, embedding_dropout: float, token_dropout: float) -> None:
         super().__init__()
         check_least("model.embedding_size", embedding_size, 1)
         check_share("model.embedding_dropout", embedding_dropout)
@@ -41,9 +36,9 @@ class Tokens(Frontend):
         """tokens (B, T) int32 -> x (B, T, E), their lengths, nothing."""
         tokens = batch.inputs["tokens"]
         if self.token_dropout and self.training and batch.keys is not None:
-            keys = batch.keys.to(tokens.device, non_blocking=True)
-            dropped = augment.uniform(keys, tokens.shape[1], augment.TOKEN) < self.token_dropout
-            tokens = tokens.masked_fill(dropped & (tokens >= WORDS), UNKNOWN)
+            dropped = augment.uniform(batch.keys, tokens.shape[1], augment.TOKEN) < self.token_dropout
+            dropped = dropped.to(tokens.device, non_blocking=True)
+            tokens = tokens.masked_fill(dropped & (tokens >= FIRST_WORD), UNKNOWN)
         x: Tensor = self.embedding(tokens)
         return self.dropout(x), self.lengths(batch), {}
 
@@ -52,8 +47,9 @@ class Tokens(Frontend):
         return batch.lengths["tokens"]
 
 
-def build(spec: Mapping[str, Any], *, embedding_size: int = 128, embedding_dropout: float = 0.0,
-          token_dropout: float = 0.0) -> Frontend:
+def build(
+    spec: Mapping[str, Any], *, embedding_size: int = 128, embedding_dropout: float = 0.0, token_dropout: float = 0.0
+) -> Frontend:
     """Tokens, each embedded as a learned vector; ``spec["vocabulary"]`` ids in all.
 
     Args:
@@ -65,5 +61,9 @@ def build(spec: Mapping[str, Any], *, embedding_size: int = 128, embedding_dropo
     Raises:
         ValueError: an option is out of its range.
     """
-    return Tokens(spec["vocabulary"], embedding_size=embedding_size, embedding_dropout=embedding_dropout,
-                  token_dropout=token_dropout)
+    return Tokens(
+        spec["vocabulary"],
+        embedding_size=embedding_size,
+        embedding_dropout=embedding_dropout,
+        token_dropout=token_dropout,
+    )

@@ -1,9 +1,9 @@
-"""Tasks: what is predicted, one a file; the file's name is the task's name, as with families.
+"""Tasks: what is predicted. Each file is a task; its name is the task's name, as for families.
 
-``READS`` says which of what a dataset offers a task can learn from, the first that is there: ``label`` (a class a row),
-``labels`` (any number of them), ``step_labels`` (a class a step), ``numbers``, ``target`` (a text), ``tokens`` or
-``notes`` (the row itself, to go on with), ``series``. A task whose file says ``CAUSAL = True`` gets an encoder that
-sees no later steps, where the user leaves that open.
+A file's ``TARGETS`` are the targets that the task can learn; it learns the first one that the dataset has: ``label`` (a
+class for each row), ``labels`` (any number of classes for each row), ``step_labels`` (a class for each step),
+``numbers``, ``target`` (a text), ``tokens`` or ``notes`` (the row itself, which the model continues), ``series``. With
+``CAUSAL = True`` in the file, the encoder sees no later steps unless the user chooses otherwise.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def build(name: str, spec: Mapping[str, Any], encoder: Mapping[str, Any], **opti
 
     Args:
         name: of the task.
-        spec: what the dataset says of its rows.
+        spec: properties of the dataset's rows.
         encoder: ``input_size`` D and ``size`` H of the family, how many units of H are ``backward`` (see ``Family``)
-            and whether it is ``causal``; ``steps`` T where it is fixed (else None), ``sequences`` that each row became,
-            and ``changes_steps`` (see ``Frontend``); ``decoder``, (input size, layers) -> a ``Decoder`` of the same
-            family that attends to its output.
-        options: those of the file's own ``build``.
+            and whether it is ``causal``; ``steps`` T if it is fixed (else None), ``sequences`` and ``changes_steps`` of
+            the front end (see ``Frontend``); ``decoder``, a function (input size, layers) -> a ``Decoder`` of the same
+            family that attends to the encoder's output.
+        options: of the file's ``build``.
     """
     return cast(Task, module(name).build(spec, encoder, **options))

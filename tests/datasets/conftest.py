@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datasets import files
-from datasets.records import Records
+from datasets.reading import errors, find, formats
+from datasets.shared.records import Records
 
 
 class Blocks:
@@ -42,23 +42,31 @@ class Encoded:
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Records], Encoded]:
     """Encodes a dataset in this process."""
-    def read(sources: list[files.Source], columns: list[str], *, lenient: bool, whole: bool = False) -> Blocks:
-        return Blocks(table for source in sources
-                      for table in files.read_blocks(source.uri, columns, lenient=lenient, whole=whole))
+
+    def read(sources: list[find.SourceFile], columns: list[str], *, lenient: bool, whole: bool = False) -> Blocks:
+        return Blocks(
+            table
+            for source in sources
+            for table in formats.read_blocks(source.uri, columns, lenient=lenient, whole=whole)
+        )
 
     def run(dataset: Records) -> Encoded:
         parts, bad, summaries = {}, [], []
         for part, blocks in dataset.encode().items():
-            with files.user_errors():
+            with errors.user_errors():
                 rows = [row for table in blocks.tables for row in table.to_pylist()]
             summaries += [json.loads(row["summary"]) for row in rows if row["summary"]]
             bad += [json.loads(row["quarantine"]) for row in rows if row["quarantine"]]
-            parts[part] = [{name: value for name, value in row.items() if name not in ("summary", "quarantine")}
-                           for row in rows if not row["quarantine"]]
-        return Encoded(parts, sorted((one["row"], one["field"], one["reason"]) for one in bad),
-                       dataset.state(summaries))
+            parts[part] = [
+                {name: value for name, value in row.items() if name not in ("summary", "quarantine")}
+                for row in rows
+                if not row["quarantine"]
+            ]
+        return Encoded(
+            parts, sorted((one["row"], one["field"], one["reason"]) for one in bad), dataset.state(summaries)
+        )
 
-    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr(formats, "read", read)
     return run
 
 

@@ -1,4 +1,4 @@
-"""Random numbers by row: against splitmix64 in plain integers, and that only a row's own key matters."""
+"""Augmentation: its random numbers, and that only the key of a row matters."""
 
 import numpy as np
 import pytest
@@ -8,43 +8,12 @@ from models import augment
 
 torch.set_num_threads(1)
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-MASK = (1 << 64) - 1
-KEYS = [0, 1, -1, 12345, -(1 << 63), (1 << 63) - 1, 0x0123456789ABCDEF]
-
 
 def keys(rows, seed=0):
     return torch.randint(-(1 << 62), 1 << 62, (rows,), generator=torch.Generator().manual_seed(seed))
 
 
-def mixed(x):
-    """The output function of splitmix64 as its authors print it."""
-    x &= MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
 # --- random numbers ----------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("stream", [0, 3])
-def test_numbers_are_those_of_splitmix64_bit_for_bit(device, stream):
-    golden = 0x9E3779B97F4A7C15
-    expected = []
-    for key in KEYS:
-        state = mixed(key + (stream + 1) * golden)
-        expected.append([(mixed(state + (i + 1) * golden) >> 40) / (1 << 24) for i in range(5)])
-    found = augment.uniform(torch.tensor(KEYS).to(device), 5, stream)
-    assert found.dtype == torch.float32
-    assert found.cpu().tolist() == expected
-
-
-def test_splitmix64_gives_the_numbers_of_its_authors():
-    # The generator seeded with 1234567 (Vigna's splitmix64.c): state += golden, then the output function.
-    state, golden = torch.tensor([1234567]), augment.GOLDEN
-    found = [augment._mixed(state + augment._signed(i * golden)).item() % (1 << 64) for i in range(1, 4)]
-    assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_numbers_are_uniform_and_independent_of_each_other():
@@ -52,10 +21,10 @@ def test_numbers_are_uniform_and_independent_of_each_other():
     assert x.min() >= 0
     assert x.max() < 1
     assert x.mean().item() == pytest.approx(0.5, abs=0.003)
-    assert x.std().item() == pytest.approx(12 ** -0.5, abs=0.002)
+    assert x.std().item() == pytest.approx(12**-0.5, abs=0.002)
     neighbours = torch.corrcoef(torch.stack([x[:, :-1].flatten(), x[:, 1:].flatten()]))[0, 1]
     streams = torch.corrcoef(torch.stack([x.flatten(), augment.uniform(keys(4000), 50, 1).double().flatten()]))[0, 1]
-    counted = augment.uniform(torch.arange(4000), 50).double()        # keys that are barely different
+    counted = augment.uniform(torch.arange(4000), 50).double()  # keys that are barely different
     rows = torch.corrcoef(torch.stack([counted[:-1].flatten(), counted[1:].flatten()]))[0, 1]
     for correlation in (neighbours, streams, rows):
         assert abs(correlation) < 0.01
@@ -67,6 +36,7 @@ def test_more_numbers_of_a_key_begin_with_the_same_ones():
 
 # --- masks -------------------------------------------------------------------------------------------------------
 
+
 def runs(mask):
     """Lengths of the runs of True in a flat mask."""
     edges = np.flatnonzero(np.diff(np.r_[0, np.asarray(mask, int), 0]))
@@ -76,33 +46,33 @@ def runs(mask):
 @pytest.mark.parametrize("share", [0.1, 0.3, 1.0])
 def test_a_time_mask_lies_in_the_valid_steps_and_takes_at_most_its_share(share):
     lengths = torch.tensor([40, 10, 1] * 300)
-    found = augment.mask_steps(torch.ones(900, 45, 3), lengths, keys(900), masks=1, share=share) == 0
-    assert (found.all(-1) == found.any(-1)).all()                     # whole steps
-    found = found.all(-1)
+    masked = augment.mask_steps(torch.ones(900, 45, 3), lengths, keys(900), masks=1, share=share) == 0
+    assert (masked.all(-1) == masked.any(-1)).all()  # whole steps
+    masked = masked.all(-1)
     for n in (40, 10, 1):
-        rows = found[lengths == n]
+        rows = masked[lengths == n]
         assert not rows[:, n:].any()
         widths = rows.sum(1)
-        assert set(widths.tolist()) == set(range(int(n * share) + 1))       # from nothing to all that is allowed
+        assert set(widths.tolist()) == set(range(int(n * share) + 1))  # from nothing to all that is allowed
         assert all(len(runs(row)) <= 1 for row in rows)
         if n == 40:
-            assert rows[:, :n].any(0).all()                           # every step can be masked
+            assert rows[:, :n].any(0).all()  # every step can be masked
 
 
 def test_a_frequency_mask_takes_at_most_its_share_of_the_bins():
-    found = augment.mask_bins(torch.ones(600, 5, 20), keys(600), masks=1, share=0.25) == 0
-    assert (found == found[:, :1]).all()                              # the same bins at every step
-    assert set(found[:, 0].sum(1).tolist()) == set(range(6))
-    assert found[:, 0].any(0).all()
+    masked = augment.mask_bins(torch.ones(600, 5, 20), keys(600), masks=1, share=0.25) == 0
+    assert (masked == masked[:, :1]).all()  # the same bins at every step
+    assert set(masked[:, 0].sum(1).tolist()) == set(range(6))
+    assert masked[:, 0].any(0).all()
 
 
 def test_several_masks_are_drawn_apart():
     x, lengths = torch.ones(500, 100, 1), torch.full((500,), 100)
-    found = augment.mask_steps(x, lengths, keys(500), masks=3, share=0.1)[..., 0] == 0
-    counts = [len(runs(row)) for row in found]
+    masked = augment.mask_steps(x, lengths, keys(500), masks=3, share=0.1)[..., 0] == 0
+    counts = [len(runs(row)) for row in masked]
     assert max(counts) == 3
-    assert found.sum(1).max() > 20
-    assert found.sum(1).max() <= 30
+    assert masked.sum(1).max() > 20
+    assert masked.sum(1).max() <= 30
 
 
 def test_nothing_is_drawn_without_masks():
@@ -112,6 +82,7 @@ def test_nothing_is_drawn_without_masks():
 
 
 # --- speed and gain ----------------------------------------------------------------------------------------------
+
 
 def test_speed_changes_length_and_pitch_by_the_same_factor():
     rate, n = 8000, 8000
@@ -133,7 +104,7 @@ def test_speed_interpolates_between_neighbours():
     ramp = torch.arange(100.0, dtype=torch.float64).expand(5, 100)
     played, changed = augment.change_speed(ramp, torch.full((5,), 100), keys(5), speed=0.3)
     for row, m in zip(played, changed.tolist(), strict=True):
-        factor = row[1].item()                                        # of a ramp, the sample is its place
+        factor = row[1].item()  # of a ramp, the value of a sample is its position
         assert 0.7 <= factor <= 1.3
         np.testing.assert_allclose(row[:m], np.arange(m) * factor, atol=1e-9)
         assert 99 - factor < row[m - 1] <= 99
@@ -166,10 +137,11 @@ def test_a_row_is_augmented_alike_in_any_batch(name):
         if name == "bins":
             return augment.mask_bins(x, keys, masks=2, share=0.5)
         return augment.mask_steps(x, lengths, keys, masks=2, share=0.5)
-    x, lengths, own = torch.rand(6, 30, 8) + 1, torch.tensor([30, 12, 30, 7, 30, 30]), keys(6)
-    whole = run(x, lengths, own)
+
+    x, lengths, row_keys = torch.rand(6, 30, 8) + 1, torch.tensor([30, 12, 30, 7, 30, 30]), keys(6)
+    whole = run(x, lengths, row_keys)
     order = [3, 1]
-    part = run(x[order, :12], lengths[order], own[order])
+    part = run(x[order, :12], lengths[order], row_keys[order])
     width = min(part.shape[1], whole.shape[1])
     assert torch.equal(part[:, :width], whole[order, :width])
-    assert not torch.equal(run(x, lengths, own + 1), whole)
+    assert not torch.equal(run(x, lengths, row_keys + 1), whole)

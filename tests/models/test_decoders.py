@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import families
+from models import decoders
 
 B, U, S, D, M = 3, 5, 4, 6, 7
 LENGTHS = torch.tensor([4, 2, 3])
@@ -11,7 +11,7 @@ LENGTHS = torch.tensor([4, 2, 3])
 
 def make(name, layers=2, **options):
     torch.manual_seed(0)
-    return families.decoder(name, D, M, layers=layers, hidden_size=8, **options).double().eval()
+    return decoders.decoder(name, D, M, layers=layers, hidden_size=8, **options).double().eval()
 
 
 def memory_of(decoder, seed=1, lengths=LENGTHS):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import families, pooling, recurrent, stairs
-from models.families import transformer
+from models import attention as attention_module
+from models import families, pooling, recurrent, varlen_rnn
+from models.family import Family
 
 torch.set_num_threads(1)
 
@@ -26,7 +27,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def kernels(request, monkeypatch):
     """Unequal rows through each of the two ways that recurrent families have for them."""
     if request.param == "packed":
-        monkeypatch.setattr(stairs, "scan", recurrent.packed)
+        monkeypatch.setattr(varlen_rnn, "scan", recurrent.packed)
 
 
 both_ways = pytest.mark.usefixtures("kernels")
@@ -67,6 +68,7 @@ def assert_rows_equal(y, expected, lengths):
 
 # --- recurrent families against their equations ---------------------------------------------------------------
 
+
 def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
@@ -102,7 +104,7 @@ def textbook(family, x, f):
         for direction in range(directions):
             index = layer * directions + direction
             s, out = {k: v[index] for k, v in start.items()}, {}
-            for t in list(range(len(x)))[::-1 if direction else 1]:
+            for t in list(range(len(x)))[:: -1 if direction else 1]:
                 s = step(y[t], s, weights[index], f)
                 out[t] = s["h"]
             halves.append(np.stack([out[t] for t in range(len(x))]))
@@ -144,8 +146,9 @@ def test_article_output_reads_the_last_layer_and_the_input(nonlinearity, output_
     family = make("rnn", output="article", output_nonlinearity=output_nonlinearity, **options)
     x, lengths = rows(UNEQUAL)
     y, _ = family(x, lengths)
-    w, v, c = (p.detach().numpy() for p in (family.from_hidden.weight, family.from_input.weight,
-                                            family.from_hidden.bias))
+    w, v, c = (
+        p.detach().numpy() for p in (family.from_hidden.weight, family.from_input.weight, family.from_hidden.bias)
+    )
     f, g, expected = NONLINEARITY[nonlinearity], NONLINEARITY.get(output_nonlinearity, lambda a: a), []
     for b, n in enumerate(lengths.tolist()):
         h, _ = textbook(family, x[b, :n].numpy(), f)
@@ -180,8 +183,8 @@ def test_stairs_give_what_packed_rows_give(name, options, layers, bidirectional,
     lengths = torch.tensor([5, 20, 1, 20, 13, 5])
     x = torch.randn(6, 23 if padded else 20, 5, dtype=torch.float64)
     found = []
-    for scan in (stairs.scan, recurrent.packed):
-        monkeypatch.setattr(stairs, "scan", scan)
+    for scan in (varlen_rnn.scan, recurrent.packed):
+        monkeypatch.setattr(varlen_rnn, "scan", scan)
         read = x.clone().requires_grad_()
         y, state = family(read, lengths)
         loss = sum((s * torch.linspace(-1, 1, s.numel()).view_as(s)).sum() for s in (y, *state.values()))
@@ -191,14 +194,17 @@ def test_stairs_give_what_packed_rows_give(name, options, layers, bidirectional,
 
 
 def test_stairs_are_as_many_as_lengths_and_without_padding_there_is_one(monkeypatch):
-    calls, run = [], stairs.run
-    monkeypatch.setattr(stairs, "run", lambda kernel, x, hx: calls.append(tuple(x.shape[:2])) or run(kernel, x, hx))
+    calls, run = [], varlen_rnn.run
+    monkeypatch.setattr(varlen_rnn, "run", lambda kernel, x, hx: calls.append(tuple(x.shape[:2])) or run(kernel, x, hx))
     family, x = make("gru", layers=2), torch.randn(4, 40, 5, dtype=torch.float64)
-    for lengths, expected in (([39, 40, 39, 40], [(4, 39), (2, 1)]), ([40, 40, 40, 40], [(4, 40)]),
-                              ([4, 1, 4, 39], [(4, 1), (3, 3), (1, 35)])):
+    for lengths, expected in (
+        ([39, 40, 39, 40], [(4, 39), (2, 1)]),
+        ([40, 40, 40, 40], [(4, 40)]),
+        ([4, 1, 4, 39], [(4, 1), (3, 3), (1, 35)]),
+    ):
         calls.clear()
         family(x, torch.tensor(lengths))
-        assert calls == expected                # no step of padding is computed
+        assert calls == expected  # no step of padding is computed
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -218,7 +224,7 @@ def test_each_gate_starts_orthogonal_with_zero_biases(name):
             if key.startswith("weight_hh"):
                 torch.testing.assert_close(gate @ gate.T, torch.eye(8), atol=1e-5, rtol=0)
             elif key.startswith("weight_ih"):
-                limit = (6 / sum(gate.shape)) ** 0.5   # Glorot & Bengio 2010, eq. 16
+                limit = (6 / sum(gate.shape)) ** 0.5  # Glorot & Bengio 2010, eq. 16
                 assert limit * 0.8 < gate.abs().max() <= limit
             elif name != "lstm":
                 assert (gate == 0).all()
@@ -272,6 +278,7 @@ def test_learned_initial_state_is_one_for_all_rows_and_gets_a_gradient(name):
 
 # --- the transformer against its equations --------------------------------------------------------------------
 
+
 def norm(x, layer):
     standard = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.eps)
     return standard * layer.weight.detach().numpy() + layer.bias.detach().numpy()
@@ -310,11 +317,13 @@ def textbook_transformer(family, x, heads, causal, positions):
     turn = turned if positions == "rotary" else lambda a: a
     for block in family.blocks:
         q, k, v = np.split(linear(norm(x, block.attention_norm), block.query_key_value), 3, axis=1)
-        found = [attention(turn(a), turn(b), c, causal) for a, b, c in
-                 zip(*(np.split(m, heads, axis=1) for m in (q, k, v)), strict=True)]
+        found = [
+            attention(turn(a), turn(b), c, causal)
+            for a, b, c in zip(*(np.split(m, heads, axis=1) for m in (q, k, v)), strict=True)
+        ]
         x = x + linear(np.concatenate(found, axis=1), block.attention_out)
         inner = torch.from_numpy(linear(norm(x, block.feedforward_norm), block.feedforward_in))
-        inner = inner * (1 + torch.erf(inner / 2 ** 0.5)) / 2
+        inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2
         x = x + linear(inner.numpy(), block.feedforward_out)
     return norm(x, family.norm)
 
@@ -326,8 +335,9 @@ def test_transformer_follows_its_equations(positions, causal, lengths):
     family = make("transformer", hidden_size=12, heads=3, feedforward=10, causal=causal, positions=positions)
     x, lengths = rows(lengths)
     y, state = family(x, lengths)
-    expected = [textbook_transformer(family, x[b, :n].numpy(), 3, causal, positions)
-                for b, n in enumerate(lengths.tolist())]
+    expected = [
+        textbook_transformer(family, x[b, :n].numpy(), 3, causal, positions) for b, n in enumerate(lengths.tolist())
+    ]
     assert state is None and y.shape == (3, 7, family.size) and family.size == 12
     assert_rows_equal(y, expected, lengths)
 
@@ -338,6 +348,7 @@ def test_transformer_passes_no_mask_when_no_row_is_padded(monkeypatch):
     def spy(q, k, v, **options):
         masks.append(options["attn_mask"])
         return plain(q, k, v, **options)
+
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     make("transformer", layers=1)(*rows(EQUAL))
     make("transformer", layers=1, causal=True, positions="sinusoidal")(*rows(UNEQUAL))
@@ -347,14 +358,14 @@ def test_transformer_passes_no_mask_when_no_row_is_padded(monkeypatch):
 
 def test_rotary_attention_depends_on_distances_only():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rotation = transformer.waves(torch.zeros(1, 20, 8, dtype=torch.float64), 8)
-    q, k = (transformer.rotate(a.expand(1, 1, 20, 8), rotation)[0, 0] for a in (q, k))
+    rotation = attention_module.sinusoids(torch.zeros(1, 20, 8, dtype=torch.float64), 8)
+    q, k = (attention_module.rotate(a.expand(1, 1, 20, 8), rotation)[0, 0] for a in (q, k))
     torch.testing.assert_close(q[9] @ k[4], q[19] @ k[14])
     assert not torch.allclose(q[9] @ k[4], q[9] @ k[5])
 
 
 def test_positions_of_long_rows_stay_exact_in_half_precision():
-    cos, _ = transformer.waves(torch.zeros(1, 3000, 4, dtype=torch.bfloat16), 4)
+    cos, _ = attention_module.sinusoids(torch.zeros(1, 3000, 4, dtype=torch.bfloat16), 4)
     assert cos[2999, 0].item() == pytest.approx(np.cos(2999), abs=1e-4)
 
 
@@ -378,11 +389,16 @@ def test_transformer_starts_with_small_sublayer_outputs():
 
 # --- what holds for every family ------------------------------------------------------------------------------
 
-VARIANTS = [*STATEFUL, ("transformer", {}), ("transformer", {"causal": True, "positions": "sinusoidal"}),
-            *((name, {"bidirectional": True}) for name in RECURRENT),
-            ("rnn", {"nonlinearity": "sigmoid", "output": "article", "bidirectional": True})]
-every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda v: v if isinstance(v, str) else
-                                        "-".join(map(str, v.values())) or "plain")
+VARIANTS = [
+    *STATEFUL,
+    ("transformer", {}),
+    ("transformer", {"causal": True, "positions": "sinusoidal"}),
+    *((name, {"bidirectional": True}) for name in RECURRENT),
+    ("rnn", {"nonlinearity": "sigmoid", "output": "article", "bidirectional": True}),
+]
+every_variant = pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "plain"
+)
 
 
 def test_every_family_has_a_variant():
@@ -414,7 +430,7 @@ def test_the_last_step_is_the_final_state_of_every_direction(name, options, bidi
     family = make(name, layers=2, bidirectional=bidirectional, **options)
     x, lengths = rows(UNEQUAL)
     y, state = family(x, lengths)
-    final = state["h"][:, -2:].flatten(1) if bidirectional else state["h"][:, -1]       # as torch's h_n has them
+    final = state["h"][:, -2:].flatten(1) if bidirectional else state["h"][:, -1]  # as torch's h_n has them
     torch.testing.assert_close(pooling.last_step(y, lengths, backward=family.backward), final, atol=1e-12, rtol=0)
 
 
@@ -434,7 +450,7 @@ def test_causal_says_whether_later_steps_are_seen(name, options):
     changed = x.clone()
     changed[:, 4] += 1
     y, other = family(x, lengths)[0], family(changed, lengths)[0]
-    same = (y == other).all(dim=-1)     # (B, T)
+    same = (y == other).all(dim=-1)  # (B, T)
     assert same[:, :4].all() == family.causal and (family.causal or not same[:, :4].any())
     assert not same[:, 4:].any()
     assert family.causal == (not options.get("bidirectional") and (name != "transformer" or "causal" in options))
@@ -497,12 +513,13 @@ def test_options_are_documented_and_of_types_a_schema_can_express(name):
     build = families.module(name).build
     hints, documentation = typing.get_type_hints(build), inspect.getdoc(build).split("Args:")[1]
     options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert next(iter(inspect.signature(build).parameters)) == "input_size" and hints["return"] is families.Family
+    assert next(iter(inspect.signature(build).parameters)) == "input_size" and hints["return"] is Family
     for option in options:
         hint = hints[option.name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        assert all(part in (int, float, bool, str, type(None)) or typing.get_origin(part) is typing.Literal
-                   for part in parts), option
+        assert all(
+            part in (int, float, bool, str, type(None)) or typing.get_origin(part) is typing.Literal for part in parts
+        ), option
         assert f"\n    {option.name}: " in documentation
         assert option.default is not option.empty
 
@@ -516,37 +533,52 @@ def test_a_new_family_is_one_new_file(tmp_path, monkeypatch):
 
 # --- mistakes -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "hint"), [("grru", "did you mean 'gru'? "), ("LSTM", "did you mean 'lstm'? "),
-                                            ("quartet", "")])
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("grru", "did you mean 'gru'? "), ("LSTM", "did you mean 'lstm'? "), ("quartet", "")]
+)
 def test_unknown_family_lists_the_known_ones_and_the_nearest(name, hint):
     with pytest.raises(ValueError) as error:
         families.build(name, 3)
-    assert str(error.value) == (f"model.family={name!r} is not known; {hint}"
-                                "known families: gru, lstm, rnn, transformer")
+    assert str(error.value) == (
+        f"model.family={name!r} is not known; {hint}known families: gru, lstm, rnn, transformer"
+    )
 
 
 @pytest.mark.parametrize("name", families.names())
-@pytest.mark.parametrize(("options", "message"), [
-    ({"hidden_size": 0}, "model.hidden_size=0 is too small; use at least 1"),
-    ({"layers": 0}, "model.layers=0 is too small"),
-    ({"dropout": 1.0}, r"model.dropout=1.0 .* \[0, 1\)"),
-    ({"dropout": -0.1}, "model.dropout=-0.1")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 0}, "model.hidden_size=0 is too small; use at least 1"),
+        ({"layers": 0}, "model.layers=0 is too small"),
+        ({"dropout": 1.0}, r"model.dropout=1.0 .* \[0, 1\)"),
+        ({"dropout": -0.1}, "model.dropout=-0.1"),
+    ],
+)
 def test_options_out_of_range_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         families.build(name, 3, **options)
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("rnn", {"nonlinearity": "cosine"}, "model.nonlinearity='cosine' is not known; use one of tanh, relu, sigmoid"),
-    ("rnn", {"output": "both"}, "model.output='both' is not known; use one of hidden, article"),
-    ("rnn", {"output_nonlinearity": "x"}, "model.output_nonlinearity='x' is not known; use one of tanh, relu, sigmoid"),
-    ("gru", {"initial": "ones"}, "model.initial='ones' is not known; use one of zeros, random, learned"),
-    ("transformer", {"positions": "none"}, "model.positions='none' is not known; use one of rotary, sinusoidal"),
-    ("transformer", {"heads": 0}, "model.heads=0 is too small"),
-    ("transformer", {"feedforward": 0}, "model.feedforward=0 is too small"),
-    ("transformer", {"hidden_size": 10, "heads": 4}, "model.hidden_size=10 .* model.heads=4; .* such as 12"),
-    ("transformer", {"hidden_size": 12, "heads": 4}, "model.positions=rotary .* gives 3; .* such as 24"),
-    ("transformer", {"hidden_size": 9, "heads": 3, "positions": "sinusoidal"}, "gives 9; .* such as 18")])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rnn", {"nonlinearity": "cosine"}, "model.nonlinearity='cosine' is not known; use one of tanh, relu, sigmoid"),
+        ("rnn", {"output": "both"}, "model.output='both' is not known; use one of hidden, article"),
+        (
+            "rnn",
+            {"output_nonlinearity": "x"},
+            "model.output_nonlinearity='x' is not known; use one of tanh, relu, sigmoid",
+        ),
+        ("gru", {"initial": "ones"}, "model.initial='ones' is not known; use one of zeros, random, learned"),
+        ("transformer", {"positions": "none"}, "model.positions='none' is not known; use one of rotary, sinusoidal"),
+        ("transformer", {"heads": 0}, "model.heads=0 is too small"),
+        ("transformer", {"feedforward": 0}, "model.feedforward=0 is too small"),
+        ("transformer", {"hidden_size": 10, "heads": 4}, "model.hidden_size=10 .* model.heads=4; .* such as 12"),
+        ("transformer", {"hidden_size": 12, "heads": 4}, "model.positions=rotary .* gives 3; .* such as 24"),
+        ("transformer", {"hidden_size": 9, "heads": 3, "positions": "sinusoidal"}, "gives 9; .* such as 18"),
+    ],
+)
 def test_options_of_one_family_are_checked(name, options, message):
     with pytest.raises(ValueError, match=message):
         families.build(name, 3, **options)
@@ -576,8 +608,11 @@ def test_sigmoid_loop_equals_the_fused_kernel_given_its_nonlinearity(monkeypatch
     x, lengths = rows(UNEQUAL)
     fused, plain = (make("rnn", layers=2, bidirectional=True, nonlinearity=f) for f in ("tanh", "sigmoid"))
     monkeypatch.setattr(torch, "sigmoid", torch.tanh)
-    for (key, a), b in zip(every_parameter_gradient(fused, x, lengths).items(),
-                           every_parameter_gradient(plain, x, lengths).values(), strict=True):
+    for (key, a), b in zip(
+        every_parameter_gradient(fused, x, lengths).items(),
+        every_parameter_gradient(plain, x, lengths).values(),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0, msg=key)
 
 
@@ -588,5 +623,6 @@ def test_attention_dropout_drops_attention_weights_in_training_only():
     assert torch.equal(family(x, lengths)[0], family(x, lengths)[0])
     family.train()
     assert not torch.equal(family(x, lengths)[0], family(x, lengths)[0])
-    assert torch.equal(make("transformer", attention_dropout=0.5).eval()(x, lengths)[0],
-                       make("transformer").eval()(x, lengths)[0])
+    assert torch.equal(
+        make("transformer", attention_dropout=0.5).eval()(x, lengths)[0], make("transformer").eval()(x, lengths)[0]
+    )

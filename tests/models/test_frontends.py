@@ -19,8 +19,9 @@ LENGTHS = [7, 1, 4]
 
 def batch(inputs, lengths=LENGTHS, keys=None):
     [name] = inputs
-    return Batch(inputs, {name: torch.tensor(lengths)}, {}, torch.ones(len(lengths)), torch.arange(len(lengths)),
-                 keys=keys)
+    return Batch(
+        inputs, {name: torch.tensor(lengths)}, {}, torch.ones(len(lengths)), torch.arange(len(lengths)), keys=keys
+    )
 
 
 def keys(rows, seed=0):
@@ -36,8 +37,9 @@ def test_options_are_documented_and_of_types_a_schema_can_express(name):
     for option in options:
         hint = hints[option.name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        assert all(part in (int, float, bool, str, type(None)) or typing.get_origin(part) is typing.Literal
-                   for part in parts), option
+        assert all(
+            part in (int, float, bool, str, type(None)) or typing.get_origin(part) is typing.Literal for part in parts
+        ), option
         assert f"\n    {option.name}: " in documentation
         assert option.default is not option.empty
 
@@ -51,15 +53,20 @@ def test_options_of_the_same_name_are_the_same_in_every_front_end():
 
 
 def test_an_unknown_front_end_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(ValueError, match=r"frontend='frame' is not known; did you mean 'frames'\? known front ends: "
-                                         "frames, logmel, patches, tokens"):
+    with pytest.raises(
+        ValueError,
+        match=r"frontend='frame' is not known; did you mean 'frames'\? known front ends: "
+        "frames, logmel, patches, tokens",
+    ):
         frontends.build("frame", {})
 
 
-KINDS = {"tokens": ({"vocabulary": 20}, {"token_dropout": 0.5}, "tokens", (7,)),
-         "frames": ({"channels": 2}, {"stack": 3, "time_masks": 1}, "values", (7, 2)),
-         "logmel": ({"rate": 8000}, {"mels": 20, "stack": 2, "speed": 0.4, "tempo": 0.5}, "samples", (7000,)),
-         "patches": ({"lookback": 7, "channels": 2, "targets": 2, "observed": False}, {"patch": 1}, "values", (7, 2))}
+KINDS = {
+    "tokens": ({"vocabulary": 20}, {"token_dropout": 0.5}, "tokens", (7,)),
+    "frames": ({"channels": 2}, {"stack": 3, "time_masks": 1}, "values", (7, 2)),
+    "logmel": ({"rate": 8000}, {"mels": 20, "stack": 2, "speed": 0.4, "tempo": 0.5}, "samples", (7000,)),
+    "patches": ({"lookback": 7, "channels": 2, "targets": 2, "observed": False}, {"patch": 1}, "values", (7, 2)),
+}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -73,10 +80,11 @@ def test_lengths_are_known_without_computing_features(name, training):
     found = front(data)[1]
     assert torch.equal(front.lengths(data), found) and front.lengths(data).device.type == "cpu"
     if name == "logmel":
-        assert training != torch.equal(found, front.eval()(data)[1])            # augmentation changes them
+        assert training != torch.equal(found, front.eval()(data)[1])  # augmentation changes them
 
 
 # --- frames ------------------------------------------------------------------------------------------------------
+
 
 def test_frames_pass_through():
     data = batch({"values": torch.randn(3, 7, 3)})
@@ -91,8 +99,9 @@ def test_frames_pass_through():
 @pytest.mark.parametrize("stack", [2, 3, 7, 9])
 def test_stacked_frames_stand_side_by_side_and_what_is_missing_is_0(stack):
     values = torch.randn(3, 7, 2)
-    data = batch({"values": values.masked_fill((torch.arange(7) >= torch.tensor(LENGTHS)[:, None])[..., None],
-                                               torch.nan)})
+    data = batch(
+        {"values": values.masked_fill((torch.arange(7) >= torch.tensor(LENGTHS)[:, None])[..., None], torch.nan)}
+    )
     front = frontends.build("frames", {"channels": 2}, stack=stack)
     x, lengths, _ = front(data)
     assert lengths.tolist() == [-(-n // stack) for n in LENGTHS]
@@ -112,18 +121,22 @@ def test_frames_are_masked_before_they_are_stacked_in_training_only():
     assert torch.equal(x, plain(data)[0])
     steps, bins = (x == 0).all(2).sum(1), (x == 0).all(1).sum(1)
     assert (steps.max(), bins.max()) == (10, 3)
-    assert (steps % 4 > 0).any()                            # a mask may end inside a step of the family
+    assert (steps % 4 > 0).any()  # a mask may end inside a step of the family
     assert (front.eval()(data)[0] == 1).all()
     data.keys = None
     assert (front.train()(data)[0] == 1).all()
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"stack": 0}, r"model\.stack=0 is too small; use at least 1"),
-    ({"time_masks": -1}, r"model\.time_masks=-1 is too small; use at least 0"),
-    ({"frequency_masks": -1}, r"model\.frequency_masks=-1 is too small; use at least 0"),
-    ({"time_mask": 1.5}, r"model\.time_mask=1\.5 is no share of a row; use a value in \[0, 1\]"),
-    ({"frequency_mask": float("nan")}, r"model\.frequency_mask=nan is no share")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stack": 0}, r"model\.stack=0 is too small; use at least 1"),
+        ({"time_masks": -1}, r"model\.time_masks=-1 is too small; use at least 0"),
+        ({"frequency_masks": -1}, r"model\.frequency_masks=-1 is too small; use at least 0"),
+        ({"time_mask": 1.5}, r"model\.time_mask=1\.5 is no share of a row; use a value in \[0, 1\]"),
+        ({"frequency_mask": float("nan")}, r"model\.frequency_mask=nan is no share"),
+    ],
+)
 def test_options_of_frames_that_cannot_be_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         frontends.build("frames", {"channels": 3}, **options)
@@ -132,6 +145,7 @@ def test_options_of_frames_that_cannot_be_are_refused(options, said):
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------
+
 
 def tokens(rows=3, steps=7, vocabulary=50):
     return torch.randint(4, vocabulary, (rows, steps), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
@@ -145,7 +159,7 @@ def test_a_token_is_its_vector_and_padding_is_0():
     assert (front.size, x.shape, lengths.tolist(), context) == (16, (3, 7, 16), LENGTHS, {})
     torch.testing.assert_close(x, front.embedding.weight[ids.long()])
     assert (x[0, 5:] == 0).all()
-    (x ** 2).sum().backward()
+    (x**2).sum().backward()
     assert (front.embedding.weight.grad[0] == 0).all()
 
 
@@ -164,7 +178,7 @@ def test_token_dropout_makes_words_unknown_at_its_rate_in_training_only():
     kept = (x == front.embedding.weight[ids.long()]).all(-1)
     assert (unknown ^ kept).all()
     assert unknown[:, 1:98].float().mean().item() == pytest.approx(0.2, abs=0.01)
-    assert not unknown[:, [0, 98, 99]].any()                # begin, end and padding stay
+    assert not unknown[:, [0, 98, 99]].any()  # begin, end and padding stay
     plain = front.embedding(ids)
     assert torch.equal(front.eval()(data)[0], plain)
     data.keys = None
@@ -187,10 +201,14 @@ def test_embedding_dropout_drops_units_in_training_only():
     assert not (front.eval()(data)[0] == 0).any()
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"embedding_size": 0}, r"model\.embedding_size=0 is too small; use at least 1"),
-    ({"embedding_dropout": 1.0}, r"model\.embedding_dropout=1\.0 is no probability below 1"),
-    ({"token_dropout": -0.1}, r"model\.token_dropout=-0\.1 is no probability below 1")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"embedding_size": 0}, r"model\.embedding_size=0 is too small; use at least 1"),
+        ({"embedding_dropout": 1.0}, r"model\.embedding_dropout=1\.0 is no probability below 1"),
+        ({"token_dropout": -0.1}, r"model\.token_dropout=-0\.1 is no probability below 1"),
+    ],
+)
 def test_options_of_tokens_that_cannot_be_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         frontends.build("tokens", {"vocabulary": 50}, **options)

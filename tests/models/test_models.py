@@ -13,7 +13,8 @@ B, K, N = 4, 3, 2
 FRONTENDS = {
     "tokens": ({"vocabulary": 20}, {"embedding_size": 6, "embedding_dropout": 0.1, "token_dropout": 0.2}),
     "frames": ({"channels": 5}, {"time_masks": 1, "frequency_masks": 1}),
-    "logmel": ({"rate": 8000}, {"mels": 20, "time_masks": 1, "frequency_masks": 1, "gain": 3.0})}
+    "logmel": ({"rate": 8000}, {"mels": 20, "time_masks": 1, "frequency_masks": 1, "gain": 3.0}),
+}
 TASKS = {"one": "classify", "several": "classify", "steps": "label", "numbers": "regress"}
 PLACES = [(front, task) for front in FRONTENDS for task in TASKS]
 
@@ -21,30 +22,43 @@ PLACES = [(front, task) for front in FRONTENDS for task in TASKS]
 def inputs(frontend, lengths, dtype=torch.float32):
     """(inputs, lengths, steps that the family sees without stacking) of random rows."""
     make, n = torch.Generator().manual_seed(0), max(lengths)
-    told = torch.tensor(lengths)
+    sizes = torch.tensor(lengths)
     if frontend == "tokens":
-        return {"tokens": torch.randint(4, 20, (B, n), dtype=torch.int32, generator=make)}, {"tokens": told}, n
+        return {"tokens": torch.randint(4, 20, (B, n), dtype=torch.int32, generator=make)}, {"tokens": sizes}, n
     if frontend == "frames":
-        return {"values": torch.randn(B, n, 5, generator=make).to(dtype)}, {"values": told}, n
+        return {"values": torch.randn(B, n, 5, generator=make).to(dtype)}, {"values": sizes}, n
     samples = torch.randint(-9000, 9000, (B, 100 * n), dtype=torch.int16, generator=make)
-    return {"samples": samples}, {"samples": 100 * told}, 1 + (100 * n - 200) // 80
+    return {"samples": samples}, {"samples": 100 * sizes}, 1 + (100 * n - 200) // 80
 
 
 def batch(frontend, *, lengths=(30, 7, 21, 1), dtype=torch.float32):
-    fed, told, steps = inputs(frontend, lengths, dtype)
+    fed, sizes, steps = inputs(frontend, lengths, dtype)
     step_labels = torch.full((B, steps), -1)
     step_labels[:, 0] = torch.tensor([0, 1, 2, 0])
-    targets = {"label": torch.tensor([0, 2, 1, 0]), "labels": torch.eye(K)[:, [0, 1, 2]][torch.tensor([0, 1, 2, 0])],
-               "step_labels": step_labels, "numbers": torch.randn(B, N)}
-    return Batch(fed, told, targets, torch.ones(B, dtype=dtype), torch.arange(B),
-                 keys=torch.tensor([1 << 40, -5, 7, 99]))
+    targets = {
+        "label": torch.tensor([0, 2, 1, 0]),
+        "labels": torch.eye(K)[:, [0, 1, 2]][torch.tensor([0, 1, 2, 0])],
+        "step_labels": step_labels,
+        "numbers": torch.randn(B, N),
+    }
+    return Batch(
+        fed, sizes, targets, torch.ones(B, dtype=dtype), torch.arange(B), keys=torch.tensor([1 << 40, -5, 7, 99])
+    )
 
 
 def make(family, frontend, task, **options):
     torch.manual_seed(0)
     spec, chosen = FRONTENDS[frontend]
-    spec = spec | {"frontend": frontend, "classes": K, "several": task == "several", "counts": [5, 3, 9], "rows": 12,
-                   "targets": N, "mean": [1.0, 2.0], "std": [3.0, 1.0]}
+    spec = spec | {
+        "frontend": frontend,
+        "classes": K,
+        "several": task == "several",
+        "counts": [5, 3, 9],
+        "rows": 12,
+        "targets": N,
+        "mean": [1.0, 2.0],
+        "std": [3.0, 1.0],
+    }
     return models.build(spec, {"family": family, "hidden_size": 8, **chosen, **options}, {"kind": TASKS[task]})
 
 
@@ -76,8 +90,16 @@ def test_every_model_trains_and_is_measured(family, frontend, task):
 @pytest.mark.parametrize(("frontend", "task"), PLACES)
 def test_models_are_built_without_memory_before_the_data_is_known(frontend, task):
     spec, chosen = FRONTENDS[frontend]
-    spec = spec | {"frontend": frontend, "classes": K, "several": task == "several", "counts": None, "rows": None,
-                   "targets": N, "mean": None, "std": None}
+    spec = spec | {
+        "frontend": frontend,
+        "classes": K,
+        "several": task == "several",
+        "counts": None,
+        "rows": None,
+        "targets": N,
+        "mean": None,
+        "std": None,
+    }
     with torch.device("meta"):
         models.build(spec, {"family": "gru", **chosen}, {"kind": TASKS[task]})
 
@@ -110,23 +132,46 @@ def test_steps_of_several_frames_reach_the_family_stacked(family, task):
 @pytest.mark.parametrize("task", ["classify", "regress", "forecast"])
 def test_what_reads_the_last_step_reads_the_first_one_of_the_backward_direction(task, family):
     torch.manual_seed(0)
-    spec = {"channels": N, "targets": N, "classes": K, "several": False, "counts": None, "rows": None, "mean": None,
-            "std": None, "known": 0, "observed": False, "season": 1, "lookback": 6, "horizon": 2}
+    spec = {
+        "channels": N,
+        "targets": N,
+        "classes": K,
+        "several": False,
+        "counts": None,
+        "rows": None,
+        "mean": None,
+        "std": None,
+        "known": 0,
+        "observed": False,
+        "season": 1,
+        "lookback": 6,
+        "horizon": 2,
+    }
     if task == "forecast":
-        front, options, own = "patches", {"patch": 1, "normalise": "none", "channels": "joint"}, {"lookback": 6,
-                                                                                                   "horizon": 2}
+        front, options, own = (
+            "patches",
+            {"patch": 1, "normalise": "none", "channels": "joint"},
+            {"lookback": 6, "horizon": 2},
+        )
     else:
         front, options, own = "frames", {}, {"pooling": "last"}
-    model = models.build(spec | {"frontend": front}, {"family": family, "hidden_size": 8, "bidirectional": True,
-                                                      **options}, {"kind": task, **own})
+    model = models.build(
+        spec | {"frontend": front},
+        {"family": family, "hidden_size": 8, "bidirectional": True, **options},
+        {"kind": task, **own},
+    )
     head = model.task.head if task == "forecast" else model.task.head.linear
     with torch.no_grad():
-        head.weight[:, :8] = 0                                  # nothing of the forward direction
+        head.weight[:, :8] = 0  # nothing of the forward direction
     lengths = torch.tensor([6, 6] if task == "forecast" else [6, 3])
     values = torch.randn(2, 6, N, requires_grad=True)
-    data = Batch({"values": values}, {"values": lengths}, {
-        "label": torch.tensor([0, 1]), "numbers": torch.randn(2, N), "target": torch.randn(2, 2, N)},
-        torch.ones(2), torch.arange(2))
+    data = Batch(
+        {"values": values},
+        {"values": lengths},
+        {"label": torch.tensor([0, 1]), "numbers": torch.randn(2, N), "target": torch.randn(2, 2, N)},
+        torch.ones(2),
+        torch.arange(2),
+    )
     model(data)[0].backward()
     assert ((values.grad != 0).any(-1) == (torch.arange(6) < lengths[:, None])).all()
 

@@ -12,8 +12,9 @@ LENGTHS = torch.tensor([2, 1])
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("mean", [[3, -2], [-5, 7]]), ("max", [[4, -1], [-5, 7]]),
-                                                ("last", [[4, -1], [-5, 7]])])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("mean", [[3, -2], [-5, 7]]), ("max", [[4, -1], [-5, 7]]), ("last", [[4, -1], [-5, 7]])]
+)
 def test_pooling_by_hand(kind, expected):
     assert pooling.build(kind, 2)(X, LENGTHS).tolist() == expected
 

@@ -1,17 +1,19 @@
 """Translate: the loss against sums over tokens, metrics against sacrebleu, decoding."""
 
+import json
+
 import pytest
 import sacrebleu
 import torch
 
 import models
-from datasets.vocabulary import Vocabulary
+from datasets.shared.vocabulary import Vocabulary
 from models.batch import Batch
-from models.writing import BEGIN, END
+from models.special_tokens import BEGIN, END
 
-TOLD = Vocabulary("character", 20).learn(iter([["abcdef "]]))
-V = TOLD["vocabulary"]
-SPEC = {"frontend": "tokens", "vocabulary": V, "shared": False, "tokens": V, "tokenizer": TOLD["tokenizer"]}
+FITTED = Vocabulary("character", 20).learn(iter([["abcdef "]]))
+V = FITTED["vocabulary"]
+SPEC = {"frontend": "tokens", "vocabulary": V, "shared": False, "tokens": V, "tokenizer": FITTED["tokenizer"]}
 TEXTS = [[5, 6, 7], [8], [4, 4, 9, 10, 6], [7, 5]]
 LENGTHS = [4, 2, 3, 6]
 
@@ -27,8 +29,13 @@ def batch(rows=range(4), weights=None):
     tokens = torch.randint(4, V, (4, max(LENGTHS)), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
     width, longest = max(len(TEXTS[i]) for i in rows), max(LENGTHS[i] for i in rows)
     target = torch.tensor([TEXTS[i] + [-1] * (width - len(TEXTS[i])) for i in rows])
-    return Batch({"tokens": tokens[rows, :longest]}, {"tokens": torch.tensor([LENGTHS[i] for i in rows])},
-                 {"target": target}, torch.tensor(weights or [1.0] * len(rows)).double(), torch.arange(len(rows)))
+    return Batch(
+        {"tokens": tokens[rows, :longest]},
+        {"tokens": torch.tensor([LENGTHS[i] for i in rows])},
+        {"target": target},
+        torch.tensor(weights or [1.0] * len(rows)).double(),
+        torch.arange(len(rows)),
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -42,11 +49,11 @@ def test_the_loss_is_a_sum_over_the_tokens_and_the_end(family, smoothing):
         encoded = model.encode(alone)
         memory = model.task.decoder.remember(encoded.y, encoded.lengths)
         state = model.task.decoder.begin(memory)
-        for given, right in zip([BEGIN, *text], [*text, END], strict=True):
+        for given, target in zip([BEGIN, *text], [*text, END], strict=True):
             scores, state, _ = model.task._step(model, torch.tensor([[given]]), state, memory)
-            told = torch.full((V,), smoothing / V, dtype=torch.float64)
-            told[right] += 1 - smoothing
-            expected -= weights[i] * (told * scores[0, 0]).sum().item()
+            smoothed = torch.full((V,), smoothing / V, dtype=torch.float64)
+            smoothed[target] += 1 - smoothing
+            expected -= weights[i] * (smoothed * scores[0, 0]).sum().item()
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     assert weight.item() == sum(w * (len(t) + 1) for w, t in zip(weights, TEXTS, strict=True))
     assert model.task.weight(model, batch(weights=weights)) == weight
@@ -56,22 +63,22 @@ def test_metrics_of_two_batches_are_those_of_sacrebleu_on_all_texts():
     model = make(beam=2, longest=8)
     with torch.no_grad():
         sums = [model.task.metrics(model, batch(rows)) for rows in ([0, 1], [2, 3])]
-        found = model.task.result({k: sums[0][k] + sums[1][k] for k in sums[0]})
-        texts = model.task.writer(model.task.decode(model, batch()))
-    right = model.task.writer(TEXTS)
-    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, [right]).score)
-    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(texts, [right]).score)
-    assert found["perplexity"] == pytest.approx(torch.tensor(found["loss"]).exp().item())
+        metrics = model.task.result({k: sums[0][k] + sums[1][k] for k in sums[0]})
+        texts = model.task.detokenizer(model.task.decode(model, batch()))
+    references = model.task.detokenizer(TEXTS)
+    assert metrics["bleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score)
+    assert metrics["chrf"] == pytest.approx(sacrebleu.corpus_chrf(texts, [references]).score)
+    assert metrics["perplexity"] == pytest.approx(torch.tensor(metrics["loss"]).exp().item())
     version = sacrebleu.__version__
     assert model.task.signatures["bleu"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}"
 
 
-def test_texts_that_are_right_have_the_highest_scores():
+def test_texts_equal_to_their_references_have_the_highest_scores():
     task = make().task
     words = ["a quick brown fox", "jumps over the lazy dog"]
     assert task.bleu.score(task.bleu.sums(words, words)) == pytest.approx(100)
     assert task.chrf.score(task.chrf.sums(words, words)) == pytest.approx(100)
-    assert task.bleu.sums([], []) == [0.0] * 10                     # a worker without a row
+    assert task.bleu.sums([], []) == [0.0] * 10  # a worker without a row
 
 
 def test_filler_rows_count_in_no_metric():
@@ -83,17 +90,17 @@ def test_filler_rows_count_in_no_metric():
 
 
 @pytest.mark.parametrize("family", ["rnn", "lstm", "gru", "transformer"])
-def test_a_beam_search_gives_the_same_in_any_batch(family):
+def test_a_beam_search_does_not_depend_on_the_other_rows(family):
     model = make(family, beam=3, longest=7)
     with torch.no_grad():
-        for p in model.parameters():                                # as it begins, all texts are about equally likely
+        for p in model.parameters():  # initially all texts are about equally likely
             p.normal_(std=0.7)
         together = model.task.decode(model, batch())
         assert together == [model.task.decode(model, batch([i]))[0] for i in range(4)]
         assert any(together) and all(len(text) <= 7 for text in together)
         model.task.quick = True
         greedy = model.task.decode(model, batch())
-    assert greedy != together                                       # or the search would not show
+    assert greedy != together  # else this would not test the search
 
 
 def test_an_lstm_trains_under_autocast_where_the_cpu_has_no_bf16(monkeypatch):
@@ -106,29 +113,37 @@ def test_an_lstm_trains_under_autocast_where_the_cpu_has_no_bf16(monkeypatch):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_a_shared_vocabulary_has_one_table_of_vectors():
+def test_a_shared_vocabulary_has_one_table_of_embeddings():
     shared = make(spec={**SPEC, "shared": True})
-    apart = make()
-    assert sum(p.numel() for p in apart.parameters()) == sum(p.numel() for p in shared.parameters()) + V * 8
+    separate = make()
+    assert sum(p.numel() for p in separate.parameters()) == sum(p.numel() for p in shared.parameters()) + V * 8
     loss, _ = shared(batch())
     loss.backward()
-    assert shared.frontend.embedding.weight.grad[END].abs().max() > 0          # of the text that is written
+    assert shared.frontend.embedding.weight.grad[END].abs().max() > 0  # of the target text
     with pytest.raises(ValueError, match=r"task\.embedding_size=8 has no meaning"):
         make(spec={**SPEC, "shared": True}, embedding_size=8)
 
 
 @pytest.mark.parametrize("family", ["rnn", "lstm", "gru", "transformer"])
-def test_a_small_model_learns_to_copy_backwards(family):
+def test_a_small_model_learns_to_reverse_a_text(family):
     torch.manual_seed(0)
-    model = models.build(SPEC, {"family": family, "hidden_size": 32, "embedding_size": 16},
-                         {"kind": "translate", "longest": 6, "beam": 2}).train()
+    model = models.build(
+        SPEC,
+        {"family": family, "hidden_size": 32, "embedding_size": 16},
+        {"kind": "translate", "longest": 6, "beam": 2},
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(1)
 
     def rows(count):
         tokens = torch.randint(4, V, (count, 3), generator=generator)
-        return Batch({"tokens": tokens.int()}, {"tokens": torch.full((count,), 3)}, {"target": tokens.flip(1)},
-                     torch.ones(count), torch.arange(count))
+        return Batch(
+            {"tokens": tokens.int()},
+            {"tokens": torch.full((count,), 3)},
+            {"target": tokens.flip(1)},
+            torch.ones(count),
+            torch.arange(count),
+        )
 
     for _ in range(150):
         loss, weight = model(rows(64))
@@ -138,18 +153,43 @@ def test_a_small_model_learns_to_copy_backwards(family):
     model.eval()
     data = rows(50)
     with torch.no_grad():
-        found = model.task.decode(model, data)
-    assert sum(a == b for a, b in zip(found, data.targets["target"].tolist(), strict=True)) >= 45
+        decoded = model.task.decode(model, data)
+    assert sum(a == b for a, b in zip(decoded, data.targets["target"].tolist(), strict=True)) >= 45
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"beam": 0}, r"task\.beam=0"), ({"longest": 0}, r"task\.longest=0"), ({"dropout": 1.0}, r"task\.dropout=1\.0"),
-    ({"label_smoothing": -0.1}, r"task\.label_smoothing=-0\.1"), ({"length_penalty": -1.0}, r"task\.length_penalty=-1"),
-    ({"embedding_size": 0}, r"task\.embedding_size=0"), ({"decoder_layers": 0}, r"task\.decoder_layers=0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam": 0}, r"task\.beam=0"),
+        ({"longest": 0}, r"task\.longest=0"),
+        ({"dropout": 1.0}, r"task\.dropout=1\.0"),
+        ({"label_smoothing": -0.1}, r"task\.label_smoothing=-0\.1"),
+        ({"length_penalty": -1.0}, r"task\.length_penalty=-1"),
+        ({"embedding_size": 0}, r"task\.embedding_size=0"),
+        ({"decoder_layers": 0}, r"task\.decoder_layers=0"),
+    ],
+)
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
 
 
-def test_unknown_tokens_are_seen_in_what_is_written():
-    assert make().task.writer([[5, 1, 6, -1]])[0].count("�") == 1
+def test_unknown_tokens_are_visible_in_texts():
+    assert make().task.detokenizer([[5, 1, 6, -1]])[0].count("�") == 1
+
+
+def test_examples_have_a_row_of_attention_for_each_token_and_the_end():
+    model, rows = make(longest=4), [batch([i]) for i in range(3)]
+    with torch.inference_mode():
+        [artifact] = model.task.examples(model, iter(rows))
+    arrays = artifact.arrays
+    assert artifact.kind == "attention" and json.loads(json.dumps(arrays)) == arrays
+    assert arrays["reference"] == model.task.detokenizer(TEXTS[:3])
+    for i, row in enumerate(rows):
+        with torch.inference_mode():
+            [text] = model.task.format_predictions(model.task.predict(model, row), [], {})["text"]
+        assert arrays["predicted"][i] == text
+        assert arrays["source"][i] == row.inputs["tokens"][0].tolist()
+        matrix = torch.tensor(arrays["matrix"][i])
+        assert matrix.shape == (len(arrays["tokens"][i]) + 1, LENGTHS[i])
+        torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix)))

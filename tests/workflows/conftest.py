@@ -3,17 +3,13 @@
 import subprocess
 
 import pytest
-import ray
 
 from tests.faults import kill_launched
 
 
 @pytest.fixture(scope="module")
-def session():
-    """A Ray of two CPUs, for all tests of a module."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def session(shared_ray):
+    """The Ray that all modules share."""
 
 
 @pytest.fixture
@@ -21,8 +17,9 @@ def small_disk(tmp_path):
     """A folder on a disk of its own, of 40 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     yield folder

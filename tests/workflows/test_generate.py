@@ -1,4 +1,4 @@
-"""Sequence to sequence from raw files to predictions, in one Ray: translation, text and music that go on."""
+"""Sequence to sequence from raw files to predictions, in one Ray: translation, continued text and music."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ import mido
 import numpy as np
 import pyarrow.csv
 import pytest
-import ray
 from click.testing import CliRunner
 
 from workflows.__main__ import main
+from workflows.cluster.stopping import StopSignal
+from workflows.errors import Interrupted
 from workflows.evaluate import evaluate
-from workflows.stopping import Interrupted, Stop
 from workflows.train import train
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield tmp_path_factory.mktemp("generate")
-    ray.shutdown()
+def folder(shared_ray, tmp_path_factory):
+    return tmp_path_factory.mktemp("generate")
 
 
 def experiment(folder, name, dataset, task, **sections):
-    return {"name": name, "dataset": dataset, "task": task, "model": {"family": "gru", "hidden_size": 32},
-            "training": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}, "workers": {"cpus": 1},
-            "storage": f"{folder}/runs", "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_seconds": 0},
-            **sections}
+    return {
+        "name": name,
+        "dataset": dataset,
+        "task": task,
+        "model": {"family": "gru", "hidden_size": 32},
+        "training": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2},
+        "workers": {"cpus": 1},
+        "storage": f"{folder}/runs",
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_seconds": 0},
+        **sections,
+    }
 
 
 def predict(bundle, source, *more):
@@ -49,9 +54,18 @@ def book(folder):
     rng = np.random.default_rng(0)
     lines = ["".join(rng.choice(["the cat sat ", "on a mat ", "and so "], 6)) for _ in range(120)]
     (folder / "book.txt").write_text("\n".join(lines))
-    return experiment(folder, "book", {"kind": "text", "path": f"{folder}/book.txt", "whole_files": True,
-                                       "tokenizer": "character", "split": {"validation": 0.1, "test": 0.1}},
-                      {"kind": "generate", "window": 16})
+    return experiment(
+        folder,
+        "book",
+        {
+            "kind": "text",
+            "path": f"{folder}/book.txt",
+            "whole_files": True,
+            "tokenizer": "character",
+            "split": {"validation": 0.1, "test": 0.1},
+        },
+        {"kind": "generate", "window": 16},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +75,7 @@ def text(book):
 
 def test_text_is_learnt_and_measured(folder, text):
     found = text["metrics"]
-    assert found["test/loss"] < 0.9                                 # 27 letters, equally likely: 3.3
+    assert found["test/loss"] < 0.9  # 27 letters, equally likely: 3.3
     assert found["test/perplexity"] == pytest.approx(np.exp(found["test/loss"]))
     assert found["test/bits_per_character"] == pytest.approx(found["test/loss"] / np.log(2), rel=0.01)
     assert evaluate(text["bundle"])["metrics"] == pytest.approx({k: v for k, v in found.items() if "test/" in k})
@@ -79,9 +93,22 @@ def test_a_prompt_goes_on_the_same_for_the_same_seed(folder, text):
 
 
 def test_prompts_in_a_file_go_on_each(folder, text):
-    (folder / "prompts.csv").write_text("text\nthe cat sat\n\"\"\non a\n")
-    done = json.loads(predict(text["bundle"], folder / "prompts.csv", "-o", f"{folder}/out.csv", "--samples", "2",
-                              "--prompt", "3", "--length", "9", "--json").splitlines()[-1])
+    (folder / "prompts.csv").write_text('text\nthe cat sat\n""\non a\n')
+    done = json.loads(
+        predict(
+            text["bundle"],
+            folder / "prompts.csv",
+            "-o",
+            f"{folder}/out.csv",
+            "--samples",
+            "2",
+            "--prompt",
+            "3",
+            "--length",
+            "9",
+            "--json",
+        ).splitlines()[-1]
+    )
     rows = pyarrow.csv.read_csv(folder / "out.csv").to_pylist()
     assert (done["rows"], done["skipped"]) == (5, 1)
     assert [(r["row"], r["sample"]) for r in rows] == [(2, 1), (2, 2), (3, None), (4, 1), (4, 2)]
@@ -91,11 +118,11 @@ def test_prompts_in_a_file_go_on_each(folder, text):
 
 def test_a_stopped_stateful_run_ends_in_the_same_weights(folder, book, text, monkeypatch):
     steps = text["steps"]
-    for place in (steps // 2, steps // 3 * 2 + 1):                  # in the middle of epochs: lanes have states
+    for place in (steps // 2, steps // 3 * 2 + 1):  # in the middle of epochs: lanes have states
         asked = iter([False] * (place - 1) + [True])
-        stop = Stop()
-        monkeypatch.setattr(Stop, "__call__", lambda self, asked=asked: next(asked, False))
-        monkeypatch.setattr("workflows.train.listening", lambda stop=stop: nullcontext(stop))
+        stop = StopSignal()
+        monkeypatch.setattr(StopSignal, "__call__", lambda self, asked=asked: next(asked, False))
+        monkeypatch.setattr("workflows.cluster.launch.stop_signals", lambda stop=stop: nullcontext(stop))
         with pytest.raises(Interrupted):
             train({**book, "name": f"stopped-{place}"}, progress=False)
         monkeypatch.undo()
@@ -113,19 +140,33 @@ def test_a_budget_of_tokens_is_refused_with_a_window(book):
         train({**book, "training": {**book["training"], "batch_tokens": 100}}, progress=False)
 
 
+@pytest.mark.soak
 def test_two_workers_reach_what_one_reaches(folder, book, text):
     two = train({**book, "workers": {"count": 2, "cpus": 1}}, progress=False)
     assert two["metrics"]["test/loss"] == pytest.approx(text["metrics"]["test/loss"], rel=0.02)
 
 
 def test_music_goes_on_as_midi_files(folder):
-    told = experiment(folder, "music", {"kind": "chorales", "rows": 150}, {"kind": "generate"})
-    result = train(told, progress=False)
+    options = experiment(folder, "music", {"kind": "chorales", "rows": 150}, {"kind": "generate"})
+    result = train(options, progress=False)
     assert result["best_reachable"]["loss"] < result["metrics"]["test/loss"] < 15
     pieces = [[[48, 60, 64, 67]] * 4 + [[53, 60, 65, 69]] * 4, [[48]], [[60], [62]] * 9]
     (folder / "pieces.jsonl").write_text("".join(json.dumps({"notes": piece}) + "\n" for piece in pieces))
-    done = json.loads(predict(result["bundle"], folder / "pieces.jsonl", "-o", f"{folder}/out.mid", "--prompt", "2",
-                              "--length", "10", "--samples", "2", "--json").splitlines()[-1])
+    done = json.loads(
+        predict(
+            result["bundle"],
+            folder / "pieces.jsonl",
+            "-o",
+            f"{folder}/out.mid",
+            "--prompt",
+            "2",
+            "--length",
+            "10",
+            "--samples",
+            "2",
+            "--json",
+        ).splitlines()[-1]
+    )
     assert [Path(p).name for p in done["output"]] == ["out-1-1.mid", "out-1-2.mid", "out-3-1.mid", "out-3-2.mid"]
     assert done["skipped"] == 1
     file = mido.MidiFile(folder / "out-1-1.mid")
@@ -142,12 +183,22 @@ def test_sentences_are_translated(folder, tokenizer):
     rows = [rng.choice(list(words), 5) for _ in range(300)]
     pairs = [f"{' '.join(row)},{' '.join(words[word] for word in row)}" for row in rows]
     (folder / "pairs.csv").write_text("\n".join(["de,en", *pairs]))
-    told = experiment(folder, f"pairs-{tokenizer}", {
-        "kind": "text", "path": f"{folder}/pairs.csv", "text": "de", "target": "en", "tokenizer": "word",
-        "target_tokenizer": tokenizer, "split": {"validation": 0.1, "test": 0.1}},
+    options = experiment(
+        folder,
+        f"pairs-{tokenizer}",
+        {
+            "kind": "text",
+            "path": f"{folder}/pairs.csv",
+            "text": "de",
+            "target": "en",
+            "tokenizer": "word",
+            "target_tokenizer": tokenizer,
+            "split": {"validation": 0.1, "test": 0.1},
+        },
         {"kind": "translate", "longest": 8, "beam": 2},
-        training={"epochs": 12, "batch_size": 16, "learning_rate": 1e-2})
-    result = train(told, progress=False)
+        training={"epochs": 12, "batch_size": 16, "learning_rate": 1e-2},
+    )
+    result = train(options, progress=False)
     assert result["metrics"]["test/bleu"] > 90 and result["metrics"]["test/perplexity"] < 1.5
     assert "tok:13a" in result["signatures"]["bleu"]
     assert (Path(result["bundle"]).parent / "pictures/translations.png").stat().st_size > 10_000

@@ -1,0 +1,1 @@
+"""What several kinds of dataset share: the contract, options, splits, targets, vocabularies, series."""

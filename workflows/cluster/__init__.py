@@ -1,0 +1,1 @@
+"""Ray and its nodes: connecting, starting workers, stopping. The only place with Ray Train's internals."""

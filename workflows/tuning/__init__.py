@@ -1,0 +1,1 @@
+"""Searches and comparisons. Only this package uses Ray Tune."""
