@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
 
 
 class OutOfMemoryDeath(RayActorError):  # type: ignore[misc]
@@ -44,7 +48,7 @@ def died_of_memory(error: BaseException) -> bool:
     )
 
 
-def error_of(trial: Any) -> Exception | None:
+def error_of(trial: Trial) -> Exception | None:
     """The error that ended a trial's process, for a callback; None if Tune kept none.
 
     The public way, ``ResultGrid.errors``, is there only after the whole search. ``Trial.get_pickled_error`` reads the
@@ -73,7 +77,7 @@ class _PastController:
     get_trials = get_live_trials
 
 
-def replay(scheduler: Any, trial_id: str, config: dict[str, Any], results: Iterable[dict[str, Any]]) -> None:
+def replay(scheduler: TrialScheduler, trial_id: str, config: dict[str, Any], results: Iterable[dict[str, Any]]) -> None:
     """Give a scheduler the results of a trial of an earlier process.
 
     After a result at which the scheduler would now stop the trial, it gets only the last one.
@@ -97,31 +101,31 @@ class SynchronousPopulation(PopulationBasedTraining):  # type: ignore[misc]
     instead. The progress of its trials, and the point at which they are compared, have no public names.
     """
 
-    def adapt(self, config: dict[str, Any], trial: Any) -> dict[str, Any]:
+    def adapt(self, config: dict[str, Any], trial: Trial) -> dict[str, Any]:
         """The config for `trial` to continue from another's weights, given that one's config as Tune changed it.
 
         The public ``custom_explore_fn`` does not say which trial it is for.
         """
         return config
 
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> Any:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         return self.adapt(config, trial), operations
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+    def on_trial_result(self, controller: TuneController, trial: Trial, result: dict[str, Any]) -> Any:
         decision = super().on_trial_result(controller, trial, result)
         self._release_waiting(controller, None)
         return decision
 
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         super().on_trial_complete(controller, trial, result)
         self._release_waiting(controller, trial)
 
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
+    def on_trial_error(self, controller: TuneController, trial: Trial) -> None:
         super().on_trial_error(controller, trial)
         self._release_waiting(controller, trial)
 
-    def _release_waiting(self, controller: Any, ended: Any) -> None:
+    def _release_waiting(self, controller: TuneController, ended: Trial | None) -> None:
         """Let trials continue once all of them have reached the point at which they are compared."""
         times = [self._trial_state[t].last_train_time for t in controller.get_live_trials() if t is not ended]
         until: int = self._next_perturbation_sync  # type: ignore[has-type]
