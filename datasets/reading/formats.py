@@ -389,7 +389,7 @@ def _line_blocks(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
 def _whole_text(uri: str, columns: list[str] | None, lenient: bool) -> Blocks:
     wanted = _checked_columns(uri, ["text"], columns)
     with open_stream(uri) as stream:
-        text = stream.read().removeprefix(b"\xef\xbb\xbf")
+        text = b"".join(iter(lambda: stream.read(BLOCK_BYTES), b"")).removeprefix(b"\xef\xbb\xbf")
     bad: Bad = {}
     table = _decoded(pa.table({"text": pa.array([text], pa.binary())}), bad)
     yield pa.array([0], pa.int64()), table.select(wanted), bad
