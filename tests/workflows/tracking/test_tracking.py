@@ -315,7 +315,7 @@ def test_a_torn_last_line_is_cut_off(store: str, tmp_path: Path) -> None:
 def test_a_killed_writer_loses_nothing_that_it_spooled(store: str, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     code = f"""
-from workflows.tracking import Tracker
+from workflows.tracking.spool import Tracker
 tracker = Tracker({store!r}, {str(spool)!r})
 tracker.begin("killed", experiment="tests", run_name="killed", params={{}}, tags={{}})
 for step in range(10**9):
