@@ -153,7 +153,7 @@ def _loaded(target: Storage, manifest: dict[str, Any]) -> Prepared:
     parts = {}
     for name, part in manifest["parts"].items():
         data = _read_checked(target, part["index"])
-        shards = tuple(Shard(**{**s, "groups": tuple(s["groups"])}) for s in part["shards"])
+        shards = tuple(Shard.of(entry) for entry in part["shards"])
         parts[name] = Part(shards, pq.read_table(io.BytesIO(data)))
     content = [s.sha256 for p in parts.values() for s in p.shards]
     digest = hashlib.sha256(json.dumps([manifest["state"], content], sort_keys=True).encode()).hexdigest()

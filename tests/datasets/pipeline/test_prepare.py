@@ -329,6 +329,15 @@ def test_data_of_an_earlier_version_which_has_no_sums_of_row_groups_is_read_and_
         read_rows(copy, [shard], [places])
 
 
+@pytest.mark.parametrize("change", [lambda pieces: pieces.pop(), lambda pieces: pieces[-1].__setitem__(0, 10**12)])
+def test_a_manifest_whose_pieces_are_not_those_of_the_shard_is_refused(copy, change):
+    manifest = json.loads(copy.read("manifest.json"))
+    change(manifest["parts"]["train"]["shards"][0]["pieces"])
+    copy.write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(ValueError, match=r"manifest\.json: prepared data is damaged .*the pieces of .* delete"):
+        load(copy)
+
+
 @pytest.mark.parametrize("place", ["shard", "index", "quarantine"])
 @pytest.mark.parametrize(
     "name",
